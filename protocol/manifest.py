@@ -1,0 +1,198 @@
+"""Manifests: the sorted entries of one tree, their canonical encoding and digest.
+
+Encoding (``docs/formats.md``): ``DSGM1\\n``, then a msgpack array
+``[algorithm, count]``, then ``count`` msgpack arrays
+``[path, kind, content, executable, size, mtime_ns, who, seq]`` in canonical
+order (:func:`protocol.paths.sort_key`), with no padding. The digest is over
+all of these bytes with the manifest's own algorithm.
+
+A manifest is kept as its encoded bytes and decoded while iterating: a million
+entries are about 120 MB of bytes, not a million live objects.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgpack
+from attrs import frozen
+
+from protocol.digest import DEFAULT, DIGEST_BYTES, hasher
+from protocol.errors import IntegrityError
+from protocol.paths import check_link_target, path_problem, sort_key
+
+__all__ = ["FILE", "LINK", "Entry", "Manifest", "Row", "same"]
+
+FILE = 0
+LINK = 1
+
+_MAGIC = b"DSGM1\n"
+
+
+class Entry(NamedTuple):
+    """One file or link of a tree. A tuple, not an attrs class: there may be millions.
+
+    ``content``: the raw digest of a file, the UTF-8 target of a link.
+    Equality of versions is ``kind``, ``content`` and ``executable`` (see
+    :func:`same`); the rest travels with it: ``size`` in bytes, ``mtime_ns``
+    since the epoch (0 for links), ``who`` last changed it, and ``seq``, the
+    snapshot that brought this version (0 in a local scan).
+    """
+
+    path: str
+    kind: int
+    content: bytes
+    executable: bool
+    size: int
+    mtime_ns: int
+    who: str = ""
+    seq: int = 0
+
+    @property
+    def version(self) -> tuple[int, bytes, bool]:
+        """What equality compares."""
+        return self[1:4]
+
+
+Row = tuple[str, int, bytes, bool, int, int, str, int]
+
+_entry_of: Callable[[Any], Entry] = partial(tuple.__new__, Entry)
+
+
+def same(a: Entry | None, b: Entry | None) -> bool:
+    """Whether both are absent, or both hold the same version (content, kind, executable bit)."""
+    if a is None or b is None:
+        return a is b
+    return a[1:4] == b[1:4]
+
+
+@frozen(repr=False)
+class Manifest:
+    """An immutable, sorted set of entries. Iterating decodes them in canonical order."""
+
+    algorithm: str
+    count: int
+    digest: str  # tagged, of the whole encoding
+    _encoded: bytes
+    _body_at: int
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.count} entries, {self.digest[:20]})"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(_entry_of, islice(self._rows(), self.count))
+
+    def _rows(self) -> Iterator[Row]:
+        stream = io.BytesIO(self._encoded)
+        stream.seek(self._body_at)
+        return iter(msgpack.Unpacker(stream, use_list=False, read_size=1 << 18, max_buffer_size=1 << 24))
+
+    def to_bytes(self) -> bytes:
+        """The canonical encoding."""
+        return self._encoded
+
+    @classmethod
+    def from_entries(cls, entries: Iterable[Entry], algorithm: str = DEFAULT) -> Manifest:
+        """The manifest of ``entries``, which must be in canonical order (not checked here)."""
+        pack = msgpack.Packer(autoreset=False)
+        count = 0
+        for entry in entries:
+            pack.pack(entry)
+            count += 1
+        body = pack.getbuffer()
+        head = _MAGIC + msgpack.packb((algorithm, count))
+        encoded = head + bytes(body)
+        return cls(algorithm, count, _digest(algorithm, encoded), encoded, len(head))
+
+    @classmethod
+    def from_bytes(cls, encoded: bytes, expected_digest: str | None = None) -> Manifest:
+        """Take an encoding as it came from disk or wire.
+
+        Checks the frame and, when given, the digest; :meth:`validate` checks
+        the entries. IntegrityError when either does not hold.
+        """
+        try:
+            if not encoded.startswith(_MAGIC):
+                raise ValueError("it does not begin with the manifest's magic")
+            unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=256)
+            unpacker.feed(encoded[len(_MAGIC) : len(_MAGIC) + 64])
+            algorithm, count = unpacker.unpack()
+            if not isinstance(algorithm, str) or not isinstance(count, int) or count < 0:
+                raise ValueError("its header is damaged")
+            digest = _digest(algorithm, encoded)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise IntegrityError(f"a manifest cannot be read: {error}") from None
+        if expected_digest is not None and digest != expected_digest:
+            raise IntegrityError(f"a manifest is damaged: its digest is {digest}, expected {expected_digest}")
+        return cls(algorithm, count, digest, encoded, len(_MAGIC) + unpacker.tell())
+
+    def validate(self) -> Manifest:
+        """Check every entry (hostile input); returns self. IntegrityError names the first bad one.
+
+        Checks types and ranges, paths, link targets, strict order, and that
+        no file stands where another's folder is.
+        """
+        seen = 0
+        previous = ""
+        previous_key = ""
+        try:
+            rows = self._rows()
+            for row in rows:
+                seen += 1
+                if seen > self.count:
+                    raise ValueError("it holds more entries than it says")
+                path = check_entry(row).path
+                key = sort_key(path)
+                if key <= previous_key:
+                    raise ValueError(f"{path!r} stands after {previous!r}")
+                if previous and key.startswith(previous_key + "\0"):
+                    raise ValueError(f"{previous!r} is both a file and a folder")
+                previous, previous_key = path, key
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise IntegrityError(f"a manifest holds a bad entry: {error}") from None
+        if seen != self.count:
+            raise IntegrityError(f"a manifest says {self.count} entries and holds {seen}")
+        return self
+
+
+def check_entry(row: Any) -> Entry:
+    """``row`` as a valid Entry; ValueError when any field is not what it must be."""
+    if not isinstance(row, tuple) or len(row) != 8:
+        raise ValueError("an entry does not have 8 fields")
+    entry = _entry_of(row)
+    path, kind, content, executable, size, mtime_ns, who, seq = row
+    if not isinstance(path, str):
+        raise ValueError("a path is not text")
+    problem = path_problem(path)
+    if problem:
+        raise ValueError(f"{path!r}: {problem}")
+    if not isinstance(content, bytes) or not isinstance(executable, bool):
+        raise ValueError(f"{path!r}: a field has the wrong type")
+    for number, low, high in ((size, 0, 1 << 60), (mtime_ns, -(1 << 62), 1 << 62), (seq, 0, 1 << 40)):
+        if type(number) is not int or not low <= number <= high:
+            raise ValueError(f"{path!r}: a number is out of range")
+    if not isinstance(who, str) or len(who) > 200:
+        raise ValueError(f"{path!r}: the name of who changed it is not text of at most 200 characters")
+    if kind == FILE and type(kind) is int:
+        if len(content) != DIGEST_BYTES:
+            raise ValueError(f"{path!r}: the digest has {len(content)} bytes")
+    elif kind == LINK and type(kind) is int:
+        problem = check_link_target(path, content.decode("utf-8"))
+        if problem or executable:
+            raise ValueError(f"{path!r}: {problem or 'a link cannot be executable'}")
+    else:
+        raise ValueError(f"{path!r}: unknown kind of entry")
+    return entry
+
+
+def _digest(algorithm: str, encoded: bytes) -> str:
+    h = hasher(algorithm)
+    h.update(encoded)
+    return f"{algorithm}:{h.digest().hex()}"

@@ -1,0 +1,99 @@
+"""Snapshot records and their chain.
+
+A record is a canonical msgpack map (keys sorted); its digest is over these
+bytes. Each record holds the digest of its parent, so that the head's digest
+vouches for all of history; records stay when their snapshot is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import msgpack
+from attrs import asdict, fields, frozen
+
+from protocol.digest import parse_tagged, tagged
+from protocol.errors import IntegrityError
+
+__all__ = ["SnapshotRecord", "check_chain"]
+
+MAX_RECORD_BYTES = 64 * 1024
+
+
+@frozen(kw_only=True)
+class SnapshotRecord:
+    """One committed snapshot.
+
+    ``parent`` is the parent record's tagged digest ('' for seq 0), ``time``
+    seconds since the epoch on the server, ``entries`` and ``size`` the count
+    and bytes of the whole tree; ``added``, ``changed``, ``deleted`` count
+    entries against the parent.
+    """
+
+    repo_id: str
+    seq: int
+    manifest: str
+    parent: str
+    txid: str
+    user: str
+    host: str
+    time: int
+    message: str
+    entries: int
+    size: int
+    added: int
+    changed: int
+    deleted: int
+    format: int = 1
+
+    def to_bytes(self) -> bytes:
+        """The canonical encoding."""
+        packed: bytes = msgpack.packb(dict(sorted(asdict(self).items())))
+        return packed
+
+    @property
+    def digest(self) -> str:
+        """Tagged digest of the encoding, by the manifest's algorithm."""
+        return tagged(parse_tagged(self.manifest)[0], self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, expected_digest: str | None = None) -> SnapshotRecord:
+        """Decode and check; IntegrityError when it is not a record, or not the expected one."""
+        try:
+            if len(data) > MAX_RECORD_BYTES:
+                raise ValueError("it is too long")
+            found: Any = msgpack.unpackb(data)
+            if not isinstance(found, dict):
+                raise ValueError("it is not a map")
+            if found.get("format") != 1:
+                raise ValueError(f"its format is {found.get('format')!r}; this version of DSG reads format 1")
+            known = fields(cls)
+            if set(found) != {a.name for a in known}:
+                raise ValueError("it has other fields than a record")
+            for a in known:
+                kind = int if a.type in (int, "int") else str
+                if type(found[a.name]) is not kind:
+                    raise ValueError(f"its field {a.name!r} has the wrong type")
+            if found["seq"] < 0:
+                raise ValueError("its number is negative")
+            parse_tagged(found["manifest"])
+            if found["parent"] or found["seq"]:
+                parse_tagged(found["parent"])
+            record = cls(**found)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise IntegrityError(f"a snapshot record cannot be read: {error}") from None
+        if expected_digest is not None and record.digest != expected_digest:
+            raise IntegrityError(
+                f"the record of snapshot s{record.seq} is damaged: "
+                f"its digest is {record.digest}, expected {expected_digest}"
+            )
+        return record
+
+
+def check_chain(records: Sequence[SnapshotRecord]) -> None:
+    """Check that ``records``, oldest first, follow one another; IntegrityError names the first break."""
+    for older, newer in pairwise(records):
+        if newer.seq != older.seq + 1 or newer.parent != older.digest or newer.repo_id != older.repo_id:
+            raise IntegrityError(f"the chain of snapshots is broken between s{older.seq} and s{newer.seq}")

@@ -1,0 +1,1 @@
+"""A crash-safe change of an ordinary folder: stage, journal, apply, recover."""
