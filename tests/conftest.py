@@ -1,0 +1,124 @@
+"""What every test stands on: one seed for all randomness, a home of its own, no silent skips in CI.
+
+* ``--seed N`` replays a run; without it a fresh seed is drawn and printed at
+  the top. The fixtures :func:`seed` and :func:`rng` are derived from it, and
+  Hypothesis uses it too.
+* ``@pytest.mark.slow``: real servers and many processes; ``make check``
+  leaves these out, ``make test`` runs all.
+* ``@pytest.mark.needs("sshd")``: programs the test cannot do without. Where
+  one is missing the test is skipped with the command that provides it; in CI
+  (``CI`` is set) it fails instead, as does any test skipped with a reason
+  that names an install command.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Which Debian package provides a program that a test may need.
+PACKAGES = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "ssh-agent": "openssh-client",
+    "rsync": "rsync",
+    "strace": "strace",
+    "git": "git",
+}
+
+# Variables of the person who runs the tests that would change what is tested.
+FOREIGN_VARIABLES = (
+    "SSH_AUTH_SOCK",
+    "SSH_ASKPASS",
+    "DISPLAY",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "PYTHONPATH",
+    "PYTHONHOME",
+)
+
+hypothesis.settings.register_profile("dsg", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("dsg")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="replay the randomness of an earlier run")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*programs): programs that the test cannot do without")
+    if config.option.seed is None:
+        config.option.seed = int(os.environ.get("DSG_TEST_SEED") or secrets.randbelow(1 << 32))
+    if getattr(config.option, "hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(config.option.seed)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed} (replay with --seed {config.option.seed})"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(f"the seed of this run was {config.option.seed}")
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run; print what is derived from it when a test fails."""
+    value: int = request.config.option.seed
+    return value
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
+    """Randomness of one test: depends on the seed and the test's name, not on which tests ran before."""
+    return random.Random(f"{seed}:{request.node.nodeid}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing of the person who runs the tests is read or written: home, settings, keys, git identity."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*FOREIGN_VARIABLES, *os.environ]:
+            if name in FOREIGN_VARIABLES or name.startswith(("DSG_", "XDG_", "GIT_", "LC_")):
+                patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(home))
+        patch.setenv("LANG", "C.UTF-8")
+        previous = os.umask(0o022)
+        yield home
+        os.umask(previous)
+
+
+def find_program(name: str) -> str | None:
+    """Where ``name`` is, also in the folders of administration that an ordinary user's PATH lacks."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = [p for mark in item.iter_markers("needs") for p in mark.args if find_program(p) is None]
+    if missing:
+        packages = " ".join(sorted({PACKAGES.get(p, p) for p in missing}))
+        pytest.skip(f"{', '.join(missing)} not found; to have it: sudo apt-get install -y {packages}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and os.environ.get("CI") and "install" in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where the Makefile installs what is missing: {report.longrepr}"
+    if report.failed and "rng" in getattr(item, "fixturenames", ()):
+        report.sections.append(("replay", f"pytest '{item.nodeid}' --seed {item.config.option.seed}"))
+    return report
