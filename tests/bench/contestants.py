@@ -1,0 +1,106 @@
+"""Who is measured: dsg, and rsync with and without ``--fsync``, over one sshd."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from attrs import frozen
+
+__all__ = ["Contestant", "Dsg", "Place", "Rsync"]
+
+
+@frozen
+class Place:
+    """Where a contestant works: its own source, server folder and clone, and how it reaches the server.
+
+    ``host`` is a name of ``ssh_config``: the server itself, or the proxy
+    before it.
+    """
+
+    source: Path
+    remote: Path
+    clone: Path
+    host: str
+    ssh_config: Path
+    env: Mapping[str, str]
+
+
+class Contestant(Protocol):
+    """How one tool does each step; every command is the tool's own, as a user would type it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def prepare(self, place: Place) -> None:
+        """Bring ``place`` to just before a first upload: an empty remote, nothing remembered."""
+
+    def upload(self, place: Place) -> list[str]:
+        """The command that brings the source to the server; run in ``place.source``."""
+
+    def clone(self, place: Place) -> list[str]:
+        """The command that makes ``place.clone``; run in the folder above it."""
+
+
+@frozen
+class Rsync:
+    """``rsync -a --delete``, and with ``--fsync`` where asked."""
+
+    name: str
+    options: tuple[str, ...]
+
+    def _start(self, place: Place) -> list[str]:
+        # ssh finds its settings by the account's home folder, not by $HOME.
+        return [
+            "rsync",
+            "-a",
+            "--delete",
+            *self.options,
+            "-e",
+            f"ssh -F {shlex.quote(str(place.ssh_config))}",
+        ]
+
+    def prepare(self, place: Place) -> None:
+        shutil.rmtree(place.remote, ignore_errors=True)
+        place.remote.mkdir(parents=True)
+
+    def upload(self, place: Place) -> list[str]:
+        return [*self._start(place), "./", f"{place.host}:{place.remote}/"]
+
+    def clone(self, place: Place) -> list[str]:
+        return [*self._start(place), f"{place.host}:{place.remote}/", f"{place.clone}/"]
+
+
+@frozen
+class Dsg:
+    """``dsg sync`` and ``dsg clone``. ``dsg init``, once in a repository's life, is not measured."""
+
+    name: str
+    command: Path
+
+    def prepare(self, place: Place) -> None:
+        shutil.rmtree(place.remote, ignore_errors=True)
+        shutil.rmtree(place.source / ".dsg", ignore_errors=True)
+        (place.source / ".dsgconfig.yml").unlink(missing_ok=True)
+        place.remote.parent.mkdir(parents=True, exist_ok=True)
+        made = subprocess.run(
+            [self.command, "--quiet", "init", f"{place.host}:{place.remote}"],
+            cwd=place.source,
+            env=place.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            raise RuntimeError(f"dsg init exited with {made.returncode}:\n{made.stdout}{made.stderr}")
+
+    def upload(self, place: Place) -> list[str]:
+        return [str(self.command), "--quiet", "sync"]
+
+    def clone(self, place: Place) -> list[str]:
+        return [str(self.command), "--quiet", "clone", f"{place.host}:{place.remote}", str(place.clone)]
