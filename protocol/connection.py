@@ -78,7 +78,7 @@ from protocol.wire_events import (
     WireEvent,
 )
 
-__all__ = ["QUEUE_ENOUGH", "Connection", "Role", "cost"]
+__all__ = ["QUEUE_ENOUGH", "Connection", "Endpoint", "cost"]
 
 QUEUE_ENOUGH = 4 * 1024 * 1024
 LEAST_COST = 1024
@@ -90,7 +90,7 @@ def cost(payload: Buffer) -> int:
     return max(len(payload), LEAST_COST)
 
 
-class Role(Enum):
+class Endpoint(Enum):
     """Which end of the connection this is."""
 
     CLIENT = "client"
@@ -118,7 +118,7 @@ class _Stream:
 
 
 _HEARD_BY = {
-    Role.CLIENT: frozenset(
+    Endpoint.CLIENT: frozenset(
         [
             FrameType.RESPONSE,
             FrameType.ERROR,
@@ -130,7 +130,7 @@ _HEARD_BY = {
             FrameType.GOODBYE,
         ]
     ),
-    Role.AGENT: frozenset(
+    Endpoint.AGENT: frozenset(
         [
             FrameType.HELLO,
             FrameType.REQUEST,
@@ -154,8 +154,8 @@ class Connection:
     neither changes any state.
     """
 
-    def __init__(self, role: Role, limits: Limits, features: Iterable[str] = ()) -> None:
-        self.role = role
+    def __init__(self, endpoint: Endpoint, limits: Limits, features: Iterable[str] = ()) -> None:
+        self.endpoint = endpoint
         self.limits = limits
         self.features = frozenset(features)  # in use by both sides; an agent's: offered, until HELLO
         self.failure: DsgError | None = None
@@ -164,7 +164,7 @@ class Connection:
         self._out = Outbox()
         self._streams: dict[int, _Stream] = {}
         self._next_stream = 1
-        self._greeted = role is Role.CLIENT
+        self._greeted = endpoint is Endpoint.CLIENT
         self._leaving = False  # GOODBYE sent or queued
         self._left = False  # GOODBYE received
 
@@ -177,7 +177,7 @@ class Connection:
         VersionError when the agent speaks other protocols only.
         """
         preamble.check_version()
-        made = cls(Role.CLIENT, limits or Limits(), preamble.features & frozenset(features))
+        made = cls(Endpoint.CLIENT, limits or Limits(), preamble.features & frozenset(features))
         made._theirs = preamble.limits
         made._out.first(FrameType.HELLO, pack(hello_fields(version, made.features, made.limits)))
         return made
@@ -185,7 +185,7 @@ class Connection:
     @classmethod
     def agent(cls, features: Iterable[str] = (), limits: Limits | None = None) -> Connection:
         """The agent's side, with the features and limits of its preamble."""
-        return cls(Role.AGENT, limits or Limits(), features)
+        return cls(Endpoint.AGENT, limits or Limits(), features)
 
     # What to send, and how much of it.
 
@@ -202,7 +202,7 @@ class Connection:
     @property
     def can_request(self) -> int:
         """How many more requests may be issued now."""
-        if self.role is not Role.CLIENT or self._leaving or self._left or self.failure:
+        if self.endpoint is not Endpoint.CLIENT or self._leaving or self._left or self.failure:
             return 0
         return max(0, self._theirs.in_flight - len(self._streams))
 
@@ -237,7 +237,7 @@ class Connection:
     def send_request(self, method: str, params: dict[str, Any], *, body: bool = False) -> int:
         """Issue a request and return its stream. LocalProtocolError when ``can_request`` is 0."""
         self._must_be_open()
-        if self.role is not Role.CLIENT:
+        if self.endpoint is not Endpoint.CLIENT:
             raise LocalProtocolError("only the client issues requests")
         if self._left or len(self._streams) >= self._theirs.in_flight:
             raise LocalProtocolError(f"{len(self._streams)} requests are in flight already; no more now")
@@ -257,7 +257,7 @@ class Connection:
         Nothing happens when it is over. ``changed``: because a file being sent changed.
         """
         self._must_be_open()
-        if self.role is not Role.CLIENT:
+        if self.endpoint is not Endpoint.CLIENT:
             raise LocalProtocolError("only the client cancels; an agent answers with an error")
         found = self._streams.get(stream)
         if found is not None and not found.cancelled:
@@ -365,7 +365,7 @@ class Connection:
         through = self._left or (self._leaving and not self._streams)
         if self.failure is not None or (through and self._reader.between_frames):
             return []
-        side = "agent" if self.role is Role.CLIENT else "client"
+        side = "agent" if self.endpoint is Endpoint.CLIENT else "client"
         where = "" if self._reader.between_frames else ", in the middle of a message"
         return [self._fail(LinkLostError(f"the connection to the {side} ended without a goodbye{where}"))]
 
@@ -380,8 +380,8 @@ class Connection:
 
     def _hear(self, frame: Frame) -> WireEvent | None:
         kind = frame.type
-        if kind not in _HEARD_BY[self.role]:
-            raise RemoteProtocolError(f"the {self.role.value} got a {FrameType(kind).name} frame")
+        if kind not in _HEARD_BY[self.endpoint]:
+            raise RemoteProtocolError(f"the {self.endpoint.value} got a {FrameType(kind).name} frame")
         if self._left:
             raise RemoteProtocolError(f"a {FrameType(kind).name} frame came after GOODBYE")
         if not self._greeted:
@@ -462,7 +462,7 @@ class Connection:
             raise RemoteProtocolError(f"stream {frame.stream} was sent more than its credit")
         if frame.flags & Flag.ZSTD and "zstd" not in self.features:
             raise RemoteProtocolError("a DATA frame is compressed by zstd, which was not agreed on")
-        if found.cancelled or (self.role is Role.AGENT and found.sending is _Half.OVER):
+        if found.cancelled or (self.endpoint is Endpoint.AGENT and found.sending is _Half.OVER):
             return None
         return DataReceived(frame.stream, frame.payload, Flag(frame.flags))
 
@@ -510,9 +510,9 @@ class Connection:
         found.receiving = _Half.OVER
         if found.cancelled:
             event = RequestDropped(stream)
-        elif self.role is Role.CLIENT and found.sending is _Half.BODY:
+        elif self.endpoint is Endpoint.CLIENT and found.sending is _Half.BODY:
             self._reset(stream, found, changed=False)
-        elif self.role is Role.AGENT and found.sending is _Half.OVER:
+        elif self.endpoint is Endpoint.AGENT and found.sending is _Half.OVER:
             self._retire(stream, found)
             return None
         self._retire(stream, found)
@@ -529,7 +529,7 @@ class Connection:
 
     def _answering(self, stream: int) -> _Stream:
         self._must_be_open()
-        if self.role is not Role.AGENT:
+        if self.endpoint is not Endpoint.AGENT:
             raise LocalProtocolError("only the agent answers")
         found = self._streams.get(stream)
         if found is None or found.sending is _Half.OVER:

@@ -1,7 +1,7 @@
 """The content of files as a body: small files packed many to a frame, large ones over many frames.
 
 One DATA payload is a whole number of operations. Each begins with 21 bytes,
-``kind u8 | index u32 | offset u64 | length u64`` (big-endian), where ``index``
+``kind u8 | file u32 | offset u64 | length u64`` (big-endian), where ``file``
 is the file's number in the list that the request named:
 
 - BYTES: ``length`` bytes at ``offset`` follow.
@@ -45,7 +45,7 @@ class Op(NamedTuple):
     """One operation; ``content`` is a view into the payload, empty unless the kind is BYTES."""
 
     kind: OpKind
-    index: int
+    file: int
     offset: int
     length: int
     content: memoryview
@@ -65,29 +65,29 @@ class Packer:
         self._parts: list[Buffer] = []
         self._size = 0
 
-    def bytes(self, index: int, offset: int, content: Buffer) -> list[bytes]:
+    def chunk(self, file: int, offset: int, content: Buffer) -> list[bytes]:
         """Bytes of a file; must not change until the payload that holds them was returned."""
         size = len(content)
         if size <= self._target:
-            return self._add(OpKind.BYTES, index, offset, size, content) if size else []
+            return self._add(OpKind.BYTES, file, offset, size, content) if size else []
         full: list[bytes] = []
         view = memoryview(content)
         for at in range(0, size, self._target):
             piece = view[at : at + self._target]
-            full += self._add(OpKind.BYTES, index, offset + at, len(piece), piece)
+            full += self._add(OpKind.BYTES, file, offset + at, len(piece), piece)
         return full
 
-    def hole(self, index: int, offset: int, length: int) -> list[bytes]:
+    def hole(self, file: int, offset: int, length: int) -> list[bytes]:
         """A run of zero bytes."""
-        return self._add(OpKind.HOLE, index, offset, length, b"") if length else []
+        return self._add(OpKind.HOLE, file, offset, length, b"") if length else []
 
-    def done(self, index: int, size: int) -> list[bytes]:
+    def done(self, file: int, size: int) -> list[bytes]:
         """The file is complete."""
-        return self._add(OpKind.DONE, index, 0, size, b"")
+        return self._add(OpKind.DONE, file, 0, size, b"")
 
-    def changed(self, index: int) -> list[bytes]:
+    def changed(self, file: int) -> list[bytes]:
         """The file changed while it was read."""
-        return self._add(OpKind.CHANGED, index, 0, 0, b"")
+        return self._add(OpKind.CHANGED, file, 0, 0, b"")
 
     def flush(self) -> list[bytes]:
         """The payload in the making, if there is one."""
@@ -98,9 +98,9 @@ class Packer:
         self._size = 0
         return [payload]
 
-    def _add(self, kind: OpKind, index: int, offset: int, length: int, content: Buffer) -> list[bytes]:
+    def _add(self, kind: OpKind, file: int, offset: int, length: int, content: Buffer) -> list[bytes]:
         try:
-            header = _OP.pack(kind, index, offset, length)
+            header = _OP.pack(kind, file, offset, length)
         except struct.error as error:
             raise LocalProtocolError(f"a file operation out of range: {error}") from None
         full: list[bytes] = []
@@ -114,7 +114,7 @@ class Packer:
 
 
 def unpack(payload: Buffer) -> Iterator[Op]:
-    """The operations of one inflated payload, each checked by itself; RemoteProtocolError at the first bad one."""
+    """The operations of one inflated payload; RemoteProtocolError at the first that is bad in itself."""
     view = memoryview(payload).toreadonly()
     at, end = 0, len(view)
     if end == 0:
@@ -122,7 +122,7 @@ def unpack(payload: Buffer) -> Iterator[Op]:
     while at < end:
         if end - at < OP_BYTES:
             raise RemoteProtocolError("a payload ends within the head of a file operation")
-        kind, index, offset, length = _OP.unpack_from(view, at)
+        kind, file, offset, length = _OP.unpack_from(view, at)
         at += OP_BYTES
         if offset > MAX_FILE_SIZE or length > MAX_FILE_SIZE or offset + length > MAX_FILE_SIZE:
             raise RemoteProtocolError(f"a file operation at {offset} of {length} bytes")
@@ -131,14 +131,14 @@ def unpack(payload: Buffer) -> Iterator[Op]:
                 raise RemoteProtocolError(
                     f"a file operation of {length} bytes, {end - at} left in its payload"
                 )
-            yield Op(OpKind.BYTES, index, offset, length, view[at : at + length])
+            yield Op(OpKind.BYTES, file, offset, length, view[at : at + length])
             at += length
         elif kind == 2 and length:
-            yield Op(OpKind.HOLE, index, offset, length, _EMPTY)
+            yield Op(OpKind.HOLE, file, offset, length, _EMPTY)
         elif kind == 3 and not offset:
-            yield Op(OpKind.DONE, index, 0, length, _EMPTY)
+            yield Op(OpKind.DONE, file, 0, length, _EMPTY)
         elif kind == 4 and not offset and not length:
-            yield Op(OpKind.CHANGED, index, 0, 0, _EMPTY)
+            yield Op(OpKind.CHANGED, file, 0, 0, _EMPTY)
         else:
             raise RemoteProtocolError(f"an unknown file operation ({kind}, {offset}, {length})")
 
@@ -146,43 +146,43 @@ def unpack(payload: Buffer) -> Iterator[Op]:
 class Order:
     """Checks the operations of a body against the list of files that was asked for.
 
-    ``sizes``: of each file, by index (-1 where it is not known beforehand).
+    ``sizes``: of each file, by its number; -1 for one that is not to come.
     Nothing is taken beyond a file's size, so that a hostile sender cannot
     fill the disk; no file comes twice.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
-        self._open: dict[int, int] = {}  # index of a file under way -> bytes so far
-        self._over = bytearray(len(sizes))
-        self._left = len(sizes)
+        self._started: dict[int, int] = {}  # number of a file under way -> bytes so far
+        self._over = bytearray(size < 0 for size in sizes)
+        self._missing = self._over.count(0)
 
     @property
     def missing(self) -> int:
-        """Files that have not ended, by DONE or CHANGED; must be 0 when the body ends."""
-        return self._left
+        """Files that have not ended, by DONE or CHANGED."""
+        return self._missing
 
     def check(self, op: Op) -> None:
         """RemoteProtocolError unless ``op`` may come now."""
-        kind, index, offset, length, _ = op
-        if index >= len(self._sizes) or self._over[index]:
-            raise RemoteProtocolError(f"bytes came for file {index}, which was not asked for or is over")
-        size = self._sizes[index]
-        so_far = self._open.get(index, 0)
+        kind, file, offset, length, _ = op
+        if file >= len(self._over) or self._over[file]:
+            raise RemoteProtocolError(f"file {file} came, which was not asked for or has ended")
+        size = self._sizes[file]
+        so_far = self._started.get(file, 0)
         if kind is OpKind.BYTES or kind is OpKind.HOLE:
             if offset != so_far:
-                raise RemoteProtocolError(f"bytes of file {index} came at {offset}, expected at {so_far}")
-            if 0 <= size < offset + length:
-                raise RemoteProtocolError(f"file {index} came with more than its {size} bytes")
-            self._open[index] = offset + length
+                raise RemoteProtocolError(f"bytes of file {file} came at {offset}, expected at {so_far}")
+            if offset + length > size:
+                raise RemoteProtocolError(f"file {file} came with more than its {size} bytes")
+            self._started[file] = offset + length
             return
-        if kind is OpKind.DONE and (length != so_far or (size >= 0 and size != length)):
-            raise RemoteProtocolError(f"file {index} ended after {so_far} bytes of {length}, expected {size}")
-        self._open.pop(index, None)
-        self._over[index] = 1
-        self._left -= 1
+        if kind is OpKind.DONE and not length == so_far == size:
+            raise RemoteProtocolError(f"file {file} ended at {length} after {so_far} of its {size} bytes")
+        self._started.pop(file, None)
+        self._over[file] = 1
+        self._missing -= 1
 
     def end(self) -> None:
         """The body ended; RemoteProtocolError when a file is missing."""
-        if self._left:
-            raise RemoteProtocolError(f"the files ended with {self._left} of {len(self._sizes)} missing")
+        if self._missing:
+            raise RemoteProtocolError(f"the files ended with {self._missing} missing")

@@ -98,7 +98,7 @@ class Outbox:
 
 
 def error_fields(error: DsgError, longest: int) -> dict[str, Any]:
-    """``error`` as a map that fits in ``longest`` bytes: an error always arrives, if need be without facts."""
+    """``error`` as a map that fits in ``longest`` bytes: it always arrives, if need be without facts."""
     fields = error.to_wire()
     try:
         if len(pack(fields)) + 16 <= longest:

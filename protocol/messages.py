@@ -1,0 +1,411 @@
+"""The methods of DSG/1: for each its request, its role, its bodies and its result, as types.
+
+What comes from the other side becomes one of these types, all its fields
+checked, or is refused::
+
+    request = parse_request(event.method, event.params)      # agent; RemoteProtocolError
+    if not role.allows(METHODS[event.method].role): ...
+    match request:
+        case OpenRepo(): conn.send_response(stream, to_wire(RepoOpened(...)))
+
+    conn.send_request(*request_wire(OpenRepo(repo=1, path="/srv/data")))     # client
+    opened = parse_result(OpenRepo, event.fields)            # a RepoOpened
+
+Building one with a bad value raises LocalProtocolError. Text (users, hosts,
+messages) may hold control characters: escape it where it is shown.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from protocol import fields
+from protocol.methods import (
+    METHODS,
+    Body,
+    MethodRow,
+    Role,
+    method,
+    notice,
+    parse_notice,
+    parse_request,
+    parse_result,
+    request_wire,
+    to_wire,
+)
+
+__all__ = [
+    "METHODS",
+    "Abort",
+    "Adopt",
+    "Begin",
+    "Begun",
+    "Body",
+    "Changes",
+    "ChangesTaken",
+    "Check",
+    "Commit",
+    "Committed",
+    "Doctor",
+    "DoctorReport",
+    "GetFiles",
+    "GetManifest",
+    "GetOutcome",
+    "GetRecords",
+    "GetSnapshot",
+    "InitRepo",
+    "ListOutside",
+    "ManifestFound",
+    "MethodRow",
+    "Nothing",
+    "OpenRepo",
+    "OutcomeFound",
+    "OutsideChanges",
+    "Phase",
+    "Prepare",
+    "Prepared",
+    "RecordsFound",
+    "Recover",
+    "Recovered",
+    "RepoInitialized",
+    "RepoOpened",
+    "Role",
+    "SnapshotFound",
+    "Upload",
+    "Uploaded",
+    "method",
+    "notice",
+    "parse_notice",
+    "parse_request",
+    "parse_result",
+    "request_wire",
+    "to_wire",
+]
+
+
+@frozen(kw_only=True)
+class Nothing:
+    """A result without fields: the method succeeded."""
+
+
+@frozen(kw_only=True)
+class OutsideChanges:
+    """Where the tree on the server is not what its head says: at most 1,000 paths a list, ``more`` untold."""
+
+    modified: tuple[str, ...] = fields.texts()
+    deleted: tuple[str, ...] = fields.texts()
+    added: tuple[str, ...] = fields.texts()
+    more: int = fields.count()
+
+    def __bool__(self) -> bool:
+        return bool(self.modified or self.deleted or self.added or self.more)
+
+
+# Repositories
+
+
+@frozen(kw_only=True)
+class RepoOpened:
+    """``head``: the record's bytes. ``unapplied``: a decided transaction waits for a writer to finish it.
+
+    ``settings``: what ``repo.init`` was given, for a new working folder.
+    """
+
+    repo_id: str = fields.identifier()
+    algorithm: str = fields.word()
+    backend: str = fields.word()
+    head: bytes = fields.blob()
+    role: str = fields.word()
+    unapplied: bool = fields.flag()
+    settings: str = fields.text(16000)
+
+
+@method("repo.open", Role.READ, RepoOpened)
+@frozen(kw_only=True)
+class OpenRepo:
+    """Open the repository at ``path``; ``repo`` is the client's number for it in later requests."""
+
+    repo: int = fields.handle()
+    path: str = fields.server_path()
+
+
+@frozen(kw_only=True)
+class RepoInitialized:
+    """``head``: the bytes of the record of the empty s0."""
+
+    head: bytes = fields.blob()
+
+
+@method("repo.init", Role.ADMIN, RepoInitialized)
+@frozen(kw_only=True)
+class InitRepo:
+    """Make an empty repository at ``path``. ``group``: the Unix group that shares it, '' for none.
+
+    ``settings``: JSON text, kept by the agent and not looked into: the name,
+    data_dirs and ignore patterns that a clone without a configuration starts with.
+    """
+
+    path: str = fields.server_path()
+    repo_id: str = fields.identifier()
+    algorithm: str = fields.word()
+    group: str = fields.text(255)
+    user: str = fields.text(200)
+    host: str = fields.text(255)
+    settings: str = fields.text(16000)
+
+
+@frozen(kw_only=True)
+class ManifestFound:
+    """``same``: the client has the head's manifest; no body. ``known``: the chain holds ``have``."""
+
+    same: bool = fields.flag()
+    known: bool = fields.flag()
+    head: bytes = fields.blob()
+
+
+@method("repo.manifest", Role.READ, ManifestFound, response_body=Body.MANIFEST)
+@frozen(kw_only=True)
+class GetManifest:
+    """The head and its manifest. ``have``: digest of the record whose manifest the client has, or ''."""
+
+    repo: int = fields.handle()
+    have: str = fields.digest_or_none()
+
+
+@frozen(kw_only=True)
+class RecordsFound:
+    """The records' bytes, ascending; fewer than asked for where there are no more."""
+
+    records: tuple[bytes, ...] = fields.blobs(500)
+
+
+@method("repo.records", Role.READ, RecordsFound)
+@frozen(kw_only=True)
+class GetRecords:
+    """The records ``first`` to ``last``, at most 500 in a call (``last`` may be beyond the head)."""
+
+    repo: int = fields.handle()
+    first: int = fields.seq()
+    last: int = fields.seq()
+
+
+@frozen(kw_only=True)
+class SnapshotFound:
+    """The snapshot's record; its manifest is the body."""
+
+    record: bytes = fields.blob()
+
+
+@method("repo.snapshot", Role.READ, SnapshotFound, response_body=Body.MANIFEST)
+@frozen(kw_only=True)
+class GetSnapshot:
+    """The record and manifest of snapshot ``seq``."""
+
+    repo: int = fields.handle()
+    seq: int = fields.seq()
+
+
+@method("repo.outside", Role.READ, OutsideChanges)
+@frozen(kw_only=True)
+class ListOutside:
+    """Compare the tree on the server with its head."""
+
+    repo: int = fields.handle()
+
+
+@frozen(kw_only=True)
+class Recovered:
+    """``notes``: what was finished or undone, one sentence each."""
+
+    notes: tuple[str, ...] = fields.texts()
+
+
+@method("repo.recover", Role.WRITE, Recovered)
+@frozen(kw_only=True)
+class Recover:
+    """Take the lock and finish or undo what a crash left."""
+
+    repo: int = fields.handle()
+
+
+@method("files.get", Role.READ, Nothing, request_body=Body.ROWS, response_body=Body.FILES)
+@frozen(kw_only=True)
+class GetFiles:
+    """Contents as of snapshot ``seq``: a content row for each file; the file stream numbers them so."""
+
+    repo: int = fields.handle()
+    seq: int = fields.seq()
+
+
+# Transactions
+
+
+@frozen(kw_only=True)
+class Begun:
+    """``outside``: what changed outside DSG (empty unless ``adopt``). ``free``: bytes that may be written."""
+
+    outside: OutsideChanges = fields.nested(OutsideChanges)  # noqa: RUF009 # frozen, like all messages
+    free: int = fields.count()
+    notes: tuple[str, ...] = fields.texts()
+
+
+@method("tx.begin", Role.WRITE, Begun)
+@frozen(kw_only=True)
+class Begin:
+    """Take the lock, recover, refuse unless record ``base`` is the head. ``adopt``: bear outside changes."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+    base: str = fields.digest()
+    user: str = fields.text(200)
+    host: str = fields.text(255)
+    adopt: bool = fields.flag()
+
+
+@frozen(kw_only=True)
+class ChangesTaken:
+    """How many rows came."""
+
+    count: int = fields.count()
+
+
+@method("tx.changes", Role.WRITE, ChangesTaken, request_body=Body.ROWS)
+@frozen(kw_only=True)
+class Changes:
+    """The whole change of the tree, as change rows in canonical order."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+
+
+@frozen(kw_only=True)
+class Uploaded:
+    """Files and bytes that were staged."""
+
+    files: int = fields.count()
+    bytes: int = fields.count()
+
+
+@method("tx.upload", Role.WRITE, Uploaded, request_body=Body.FILES)
+@frozen(kw_only=True)
+class Upload:
+    """Contents of files put by ``tx.changes``, numbered by their rows there."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+
+
+@method("tx.adopt", Role.WRITE, Nothing, request_body=Body.ROWS, response_body=Body.ROWS)
+@frozen(kw_only=True)
+class Adopt:
+    """Take in paths as they are on the server, credited to ``who``; change rows answer the path rows."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+    who: str = fields.text(200)
+
+
+@frozen(kw_only=True)
+class Prepared:
+    """The bytes of the record to be committed."""
+
+    record: bytes = fields.blob()
+
+
+@method("tx.prepare", Role.WRITE, Prepared)
+@frozen(kw_only=True)
+class Prepare:
+    """Verify and make durable all but the decision. ``manifest``: the digest that must come out."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+    manifest: str = fields.digest()
+    message: str = fields.text(8000)
+    user: str = fields.text(200)
+    host: str = fields.text(255)
+
+
+@frozen(kw_only=True)
+class Committed:
+    """The transaction holds: its record's bytes, and ``notes`` on what was found on the way."""
+
+    record: bytes = fields.blob()
+    notes: tuple[str, ...] = fields.texts()
+
+
+@method("tx.commit", Role.WRITE, Committed)
+@frozen(kw_only=True)
+class Commit:
+    """Decide. ``record``: the digest of the prepared record."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+    record: str = fields.digest()
+
+
+@method("tx.abort", Role.WRITE, Nothing)
+@frozen(kw_only=True)
+class Abort:
+    """Undo the transaction and release the lock."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+
+
+@frozen(kw_only=True)
+class OutcomeFound:
+    """``outcome``: committed (``record`` holds the record), aborted (and fenced off), or running."""
+
+    outcome: str = fields.word("committed", "aborted", "running")
+    record: bytes = fields.blob(empty=True)
+
+
+@method("tx.outcome", Role.WRITE, OutcomeFound)
+@frozen(kw_only=True)
+class GetOutcome:
+    """What became of ``txid``, which would have made snapshot ``seq``."""
+
+    repo: int = fields.handle()
+    txid: str = fields.identifier()
+    seq: int = fields.seq()
+
+
+# The server
+
+
+@frozen(kw_only=True)
+class Check:
+    """One thing that was looked at; ``cure``: what to do when it is not ``ok``."""
+
+    name: str = fields.text(200)
+    ok: bool = fields.flag()
+    detail: str = fields.text(4000)
+    cure: str = fields.text(4000)
+
+
+@frozen(kw_only=True)
+class DoctorReport:
+    """All checks, in order."""
+
+    checks: tuple[Check, ...] = fields.nested_list(Check, 200)
+
+
+@method("server.doctor", Role.READ, DoctorReport)
+@frozen(kw_only=True)
+class Doctor:
+    """Look at the server, and at the repository at ``path`` unless that is ''."""
+
+    path: str = fields.server_path(empty=True)
+
+
+# Notices
+
+
+@notice("phase")
+@frozen(kw_only=True)
+class Phase:
+    """What a long request is at: ``name`` (verifying, flushing, ...), ``count`` of ``total`` (0: unknown)."""
+
+    name: str = fields.text(64)
+    count: int = fields.count()
+    total: int = fields.count()

@@ -1,0 +1,155 @@
+"""The table of methods, and how a message becomes a type and back.
+
+Import from :mod:`protocol.messages`, which fills the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeVar, cast
+
+import attrs
+from attrs import frozen
+
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+
+__all__ = [
+    "METHODS",
+    "Body",
+    "MethodRow",
+    "Role",
+    "method",
+    "notice",
+    "parse_notice",
+    "parse_request",
+    "parse_result",
+    "request_wire",
+    "to_wire",
+]
+
+_T = TypeVar("_T")
+
+
+class Role(Enum):
+    """What a connection may do; each role includes those before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    def allows(self, needed: Role) -> bool:
+        """Whether a connection of this role may call a method that needs ``needed``."""
+        order = (Role.READ, Role.WRITE, Role.ADMIN)
+        return order.index(self) >= order.index(needed)
+
+
+class Body(Enum):
+    """What the DATA frames of a request or a response hold."""
+
+    NONE = "none"
+    ROWS = "rows"  # protocol.codec.unpack_rows, then protocol.rows for the kind of row
+    FILES = "files"  # protocol.filestream.unpack
+    MANIFEST = "manifest"  # the bytes of a manifest's encoding
+
+
+@frozen
+class MethodRow:
+    """One method of the table."""
+
+    name: str
+    role: Role
+    request: type
+    result: type
+    request_body: Body
+    response_body: Body  # MANIFEST: only where the result says so
+
+
+METHODS: dict[str, MethodRow] = {}
+NOTICES: dict[str, type] = {}
+_NAMES: dict[type, str] = {}
+
+
+def method(
+    name: str,
+    role: Role,
+    result: type,
+    *,
+    request_body: Body = Body.NONE,
+    response_body: Body = Body.NONE,
+) -> Callable[[type[_T]], type[_T]]:
+    """Register an attrs class as the request of method ``name``.
+
+    TypeError, at import, without a role: an undeclared permission must not
+    come to mean "allowed" (hg CVE-2018-1000132).
+    """
+    if not isinstance(role, Role):
+        raise TypeError(f"method {name!r} declares no role")
+
+    def register(request: type[_T]) -> type[_T]:
+        if name in METHODS:
+            raise TypeError(f"method {name!r} is declared twice")
+        METHODS[name] = MethodRow(name, role, request, result, request_body, response_body)
+        _NAMES[request] = name
+        return request
+
+    return register
+
+
+def notice(name: str) -> Callable[[type[_T]], type[_T]]:
+    """Register an attrs class as the notice ``name``."""
+
+    def register(cls: type[_T]) -> type[_T]:
+        NOTICES[name] = cls
+        return cls
+
+    return register
+
+
+def parse_request(name: str, params: dict[str, Any]) -> Any:
+    """The request that came, as an instance of its class; RemoteProtocolError when it is not one."""
+    row = METHODS.get(name)
+    if row is None:
+        raise RemoteProtocolError(
+            f"this agent has no method {name[:60]!a}",
+            hint="install the same version of dsg-sync on both machines",
+        )
+    return _parse(row.request, params, name)
+
+
+def parse_result(request: type, found: dict[str, Any]) -> Any:
+    """The result of a request of class ``request``; RemoteProtocolError when it is not one."""
+    name = _NAMES[request]
+    return _parse(METHODS[name].result, found, f"the result of {name}")
+
+
+def parse_notice(name: str, found: dict[str, Any]) -> Any | None:
+    """The notice that came, None for an unknown name; RemoteProtocolError when it is bad."""
+    cls = NOTICES.get(name)
+    return None if cls is None else _parse(cls, found, f"the notice {name}")
+
+
+def request_wire(request: Any) -> tuple[str, dict[str, Any]]:
+    """(method, params) of a request, for ``Connection.send_request``."""
+    return _NAMES[type(request)], to_wire(request)
+
+
+def to_wire(message: Any) -> dict[str, Any]:
+    """A request, result or notice as the map that is sent."""
+    return attrs.asdict(message)
+
+
+def _parse(cls: type[_T], found: dict[str, Any], what: str) -> _T:
+    known = attrs.fields_dict(cast(Any, cls))
+    if found.keys() != known.keys():
+        odd = sorted(map(ascii, found.keys() ^ known.keys()))
+        raise RemoteProtocolError(f"{what}: fields unknown or missing: {', '.join(odd)[:200]}")
+    values = dict(found)
+    try:
+        for name, attribute in known.items():
+            load = attribute.metadata.get("load")
+            if load is not None:
+                values[name] = load(values[name], lambda c, v: _parse(c, v, what))
+        return cls(**values)
+    except LocalProtocolError as error:
+        raise RemoteProtocolError(f"{what}: {error.message}") from None
