@@ -17,9 +17,10 @@ from attrs import frozen
 from tests.bench.contestants import Contestant, Dsg, Place, Rsync
 from tests.bench.measure import run_timed, run_watched
 from tests.bench.report import Result, Row, machine, render, slower_rows
-from tests.bench.workloads import SETS, Dataset, same_tree, settle_clock
+from tests.bench.workloads import SETS, Dataset, settle_clock
 from tests.demo.server import Server, find_sshd, free_port, make_key, start_openssh, stop
 from tests.hosts.proxy import Proxy
+from tests.trees import first_difference
 
 DIRECT = "bench-direct"
 PROXIED = "bench-proxied"
@@ -99,7 +100,7 @@ class Bench:
         row.sent, row.received = self.proxy.up - sent, self.proxy.down - received
         row.client_memory, row.server_memory = memory.client, memory.server
         other = place.clone if step == "clone" else place.remote
-        difference = same_tree(place.source / "input", other / "input")
+        difference = first_difference(place.source / "input", other / "input")
         if difference:
             raise RuntimeError(f"{contestant.name}, {step}: {difference}")
 
@@ -129,6 +130,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="timed rounds (default 5)")
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS), help="what to sync")
+    parser.add_argument("--files", type=int, default=20_000, help="how many small files (default 20000)")
+    parser.add_argument("--mib", type=int, default=512, help="size of the large file (default 512)")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="added each way to every byte")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where the figures go")
     parser.add_argument("--folder", type=Path, default=Path("build"), help="on the file system to measure")
@@ -169,7 +172,12 @@ def main() -> int:
                 _ssh_home(home, key, server, proxy.port)
                 timed = PROXIED if arguments.delay else DIRECT
                 bench = Bench(folder, home, server, proxy, contestants, timed)
-                rows = [row for name in arguments.sets for row in bench.run(SETS[name](), arguments.pairs)]
+                sizes = {"small": arguments.files, "large": arguments.mib}
+                rows = [
+                    row
+                    for name in arguments.sets
+                    for row in bench.run(SETS[name](sizes[name]), arguments.pairs)
+                ]
         finally:
             stop(server)
         result = Result(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["SETS", "Dataset", "same_tree", "settle_clock"]
+__all__ = ["SETS", "Dataset", "settle_clock"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -65,7 +64,9 @@ def _change_large(size: int, folder: Path, turn: int) -> None:
         file.write(rng.randbytes(size // 100))
 
 
-def small_files(count: int = 20_000, size: int = 4 * KIB) -> Dataset:
+def small_files(count: int) -> Dataset:
+    """``count`` files of 4 KiB, 200 to a folder."""
+    size = 4 * KIB
     return Dataset(
         name="small",
         title=f"{count:,} files of {size // KIB} KiB",
@@ -75,7 +76,9 @@ def small_files(count: int = 20_000, size: int = 4 * KIB) -> Dataset:
     )
 
 
-def large_file(size: int = 512 * MIB) -> Dataset:
+def large_file(mebibytes: int) -> Dataset:
+    """One file of so many MiB."""
+    size = mebibytes * MIB
     return Dataset(
         name="large",
         title=f"one file of {size // MIB} MiB",
@@ -85,7 +88,7 @@ def large_file(size: int = 512 * MIB) -> Dataset:
     )
 
 
-SETS: dict[str, Callable[[], Dataset]] = {"small": small_files, "large": large_file}
+SETS: dict[str, Callable[[int], Dataset]] = {"small": small_files, "large": large_file}
 
 
 def settle_clock() -> None:
@@ -95,17 +98,3 @@ def settle_clock() -> None:
     an edit within the same second as the upload could be missed by it.
     """
     time.sleep(1.1)
-
-
-def same_tree(left: Path, right: Path) -> str:
-    """'' when both folders hold the same files with the same bytes, else the first difference in words."""
-    names = [
-        {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
-        for folder in (left, right)
-    ]
-    if names[0] != names[1]:
-        return f"{min(names[0] ^ names[1])} is only in one of {left} and {right}"
-    for name in sorted(names[0]):
-        if not filecmp.cmp(left / name, right / name, shallow=False):
-            return f"{name} differs between {left} and {right}"
-    return ""
