@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from dsg_client.remote.transport import ExitStatus, Mailbox, Receiver, Tail
+from protocol.codec import Buffer
 from protocol.errors import AgentStartError
 from protocol.paths import escape
 
@@ -106,7 +107,7 @@ class ChildTransport:
     def attach(self, receiver: Receiver) -> None:
         self._mailbox.attach(receiver)
 
-    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
+    def write(self, chunks: Sequence[Buffer]) -> None:
         if self._stdin < 0 or self._closing:
             return
         idle = not self._queue

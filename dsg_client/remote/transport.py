@@ -15,6 +15,8 @@ from typing import Protocol
 
 from attrs import frozen
 
+from protocol.codec import Buffer
+
 __all__ = ["ExitStatus", "Receiver", "Tail", "Transport"]
 
 STDERR_KEPT = 64 * 1024
@@ -89,7 +91,7 @@ class Transport(Protocol):
         """From now on everything goes to ``receiver``; what came while there was none goes to it at once."""
         ...
 
-    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
+    def write(self, chunks: Sequence[Buffer]) -> None:
         """Queue ``chunks``; they must not change afterwards. Writing to an ended transport is dropped."""
         ...
 

@@ -1,0 +1,426 @@
+"""The driver of one connection to an agent: it moves the bytes, keeps the time, and wakes who waits.
+
+Everything runs on one event loop, which must not be blocked for long: the
+heartbeats come from it. What the rules of the wire are stands in
+:mod:`protocol.connection`.
+
+Memory is bounded by credit: at most ``Limits.credit`` bytes of a body lie
+here unread, and a sender waits while ``QUEUE_ENOUGH`` bytes wait to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from dsg_client.remote.transport import Transport
+from protocol.codec import Buffer
+from protocol.connection import QUEUE_ENOUGH, Connection, cost
+from protocol.errors import DsgError, LinkLostError, LocalProtocolError
+from protocol.framing import Flag
+from protocol.paths import escape
+from protocol.wire_events import (
+    BodyEnded,
+    CreditReceived,
+    DataReceived,
+    ErrorReceived,
+    Failed,
+    GoodbyeReceived,
+    NoticeReceived,
+    RequestDropped,
+    ResponseReceived,
+    WireEvent,
+)
+
+__all__ = ["AgentSession", "Exchange"]
+
+HEARTBEAT_EVERY = 10.0
+SILENCE_LIMIT = 60.0
+# A tick this late means that this side's loop stood still: what the other side sent is still unread.
+LATE = 2.0
+
+Notice = Callable[[str, dict[str, Any]], None]
+
+
+class AgentSession:
+    """Requests to one agent over one transport.
+
+    The first failure of the connection ends it: every call, now and later,
+    raises that error.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        connection: Connection,
+        *,
+        heartbeat_every: float = HEARTBEAT_EVERY,
+        silence_limit: float = SILENCE_LIMIT,
+    ) -> None:
+        self.transport = transport
+        self.connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._exchanges: dict[int, Exchange] = {}
+        self._failure: DsgError | None = None
+        self._closed = False
+        self._flush_planned = False
+        self._room = _Bell()  # something left the queue
+        self._slots = _Bell()  # a request is over
+        self._heartbeat_every = heartbeat_every
+        self._silence_limit = silence_limit
+        self._last_heard = self._expected_tick = time.monotonic()
+        self._ending: asyncio.Task[None] | None = None
+        self._ticking = self._loop.call_soon(self._tick)
+        transport.attach(self)
+        self._plan_flush()
+
+    @property
+    def failure(self) -> DsgError | None:
+        """Why the session ended, when it has."""
+        return self._failure
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What both sides agreed on."""
+        return self.connection.features
+
+    async def call(
+        self, method: str, params: Mapping[str, Any], *, notice: Notice | None = None
+    ) -> dict[str, Any]:
+        """One request without bodies; the answer's fields.
+
+        Raises what the agent answered with, or the connection's failure. A
+        cancelled call cancels the request.
+        """
+        async with await self.request(method, params, notice=notice) as exchange:
+            fields = await exchange.response()
+            if exchange.has_body:
+                raise LocalProtocolError(f"{method} answered with a body, which this call does not take")
+            return fields
+
+    async def request(
+        self, method: str, params: Mapping[str, Any], *, body: bool = False, notice: Notice | None = None
+    ) -> Exchange:
+        """Issue a request, waiting while too many are in flight; to be used with ``async with``.
+
+        ``body``: ``send`` and ``end`` follow. ``notice`` is called with the
+        agent's news of the running request.
+        """
+        while not self.connection.can_request:
+            self._check()
+            await self._slots.wait()
+        self._check()
+        stream = self.connection.send_request(method, dict(params), body=body)
+        exchange = self._exchanges[stream] = Exchange(self, stream, method, notice)
+        self._plan_flush()
+        return exchange
+
+    async def close(self, limit: float = 0.5) -> None:
+        """Say goodbye and let go. Repeatable, never raises.
+
+        A request in flight is lost. A remote agent ends by itself when it
+        sees the end of its input, whether or not anyone waits for it.
+        """
+        if not self._closed:
+            self._closed = True
+            self._ticking.cancel()
+            if self._failure is None:
+                self.connection.send_goodbye()
+                while not self.transport.congested and (pieces := self.connection.bytes_to_send()):
+                    self.transport.write(pieces)
+                self._fail(LinkLostError("the connection to the agent was closed by this side"))
+        await self.transport.close(limit)
+        if self._ending is not None:
+            self._ending.cancel()
+
+    # What the transport tells.
+
+    def received(self, chunk: bytes) -> None:
+        self._last_heard = time.monotonic()
+        for event in self.connection.receive(chunk):
+            self._take(event)
+        self._plan_flush()
+
+    def writable(self) -> None:
+        self._flush()
+
+    def ended(self, error: Exception | None) -> None:
+        for event in self.connection.receive_eof():
+            if not isinstance(event, Failed):
+                self._take(event)
+        if self._failure is None and self._ending is None:
+            self._ending = self._loop.create_task(self._explain_end(error))
+
+    async def _explain_end(self, error: Exception | None) -> None:
+        status = await self.transport.exit_status(1.0)
+        stderr = bytes(self.transport.stderr)
+        self._fail(_lost(self.transport.name, error, str(status) if status else "", stderr))
+        self.transport.abort()
+
+    # Inside.
+
+    def _take(self, event: WireEvent) -> None:
+        match event:
+            case DataReceived() | ResponseReceived() | BodyEnded() | ErrorReceived() | NoticeReceived():
+                exchange = self._exchanges.get(event.stream)
+                if exchange is not None:
+                    exchange._take(event)
+            case CreditReceived():
+                exchange = self._exchanges.get(event.stream)
+                if exchange is not None:
+                    exchange._credit.ring()
+            case RequestDropped():
+                self._slots.ring()
+            case GoodbyeReceived():
+                if event.error is not None:
+                    self._fail(event.error)
+            case Failed():
+                self._fail(event.error)
+                self._flush()  # tells the other side why
+                self.transport.abort()
+            case _:  # what only an agent hears
+                pass
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise _again(self._failure)
+
+    def _fail(self, error: DsgError) -> None:
+        if self._failure is None:
+            self._failure = error
+            self._ticking.cancel()
+            for exchange in list(self._exchanges.values()):
+                exchange._fail(error)
+            self._exchanges.clear()
+            self._room.ring()
+            self._slots.ring()
+
+    def _plan_flush(self) -> None:
+        # Not at once: what is queued in the same turn of the loop travels together.
+        if not self._flush_planned and self.connection.queued:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        transport, connection = self.transport, self.connection
+        while not transport.congested:
+            pieces = connection.bytes_to_send()
+            if not pieces:
+                break
+            transport.write(pieces)
+        if connection.queued < QUEUE_ENOUGH:
+            self._room.ring()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        late = now - self._expected_tick
+        if now - self._last_heard > self._silence_limit and late < LATE:
+            self._fail(
+                LinkLostError(
+                    f"nothing was heard from {self.transport.name} for {self._silence_limit:.0f} s",
+                    hint="check the network; the agent undoes an unfinished transaction by itself",
+                    facts={"silence": self._silence_limit},
+                )
+            )
+            self.transport.abort()
+            return
+        self.connection.send_heartbeat()
+        self._plan_flush()
+        pause = min(self._heartbeat_every, self._silence_limit / 4)
+        self._expected_tick = now + pause
+        self._ticking = self._loop.call_later(pause, self._tick)
+
+    def _over(self, exchange: Exchange) -> None:
+        if self._exchanges.pop(exchange.stream, None) is not None:
+            self._slots.ring()
+
+
+class Exchange:
+    """One request and its answer. Leaving the context cancels whatever of it is not over."""
+
+    def __init__(self, session: AgentSession, stream: int, method: str, notice: Notice | None) -> None:
+        self.stream = stream
+        self.method = method
+        self.has_body = False  # the answer's; known after ``response``
+        self.changed = False  # the agent found that a file changed while it sent it; known at the body's end
+        self._session = session
+        self._notice = notice
+        self._fields: dict[str, Any] | None = None
+        self._error: DsgError | None = None
+        self._ended = False
+        self._inbox: deque[DataReceived] = deque()
+        self._credit = _Bell()
+        self._news = _Bell()
+
+    async def __aenter__(self) -> Exchange:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def cancel(self, *, changed: bool = False) -> None:
+        """Give the request up; nothing happens when it is over. ``changed``: a file being sent changed."""
+        session = self._session
+        if session.failure is None and not self._is_over():
+            session.connection.cancel(self.stream, changed=changed)
+            session._plan_flush()
+        if self._error is None and not self._is_over():
+            self._error = LocalProtocolError(f"{self.method} was cancelled by this side")
+            self._ended = True
+        self._inbox.clear()
+        session._over(self)
+        self._credit.ring()
+        self._news.ring()
+
+    async def send(self, payload: Buffer, flags: Flag = Flag.NONE) -> bool:
+        """Send a piece of the body (1 byte to 1 MiB), waiting for credit and room.
+
+        ``payload`` must not change afterwards. False when nobody wants more
+        of it: ``response`` tells why.
+        """
+        session, connection = self._session, self._session.connection
+        need = cost(payload)
+        while True:
+            if session.failure is not None or self._error is not None:
+                return False
+            room = connection.can_send(self.stream)
+            if room is None:
+                return False
+            if room < need:
+                await self._credit.wait()
+            elif connection.queued > QUEUE_ENOUGH:
+                await session._room.wait()
+            else:
+                connection.send_data(self.stream, payload, flags)
+                session._plan_flush()
+                return True
+
+    def end(self, *, changed: bool = False) -> None:
+        """The body is over; ``changed``: not as announced, for a file changed while it was sent."""
+        if self._session.failure is None and self._error is None:
+            self._session.connection.send_end(self.stream, changed=changed)
+            self._session._plan_flush()
+
+    async def response(self) -> dict[str, Any]:
+        """The answer's fields; raises the agent's error or the connection's failure."""
+        while self._fields is None:
+            if self._error is not None:
+                raise _again(self._error)
+            await self._news.wait()
+        return self._fields
+
+    async def receive(self) -> DataReceived | None:
+        """The next piece of the answer's body, None at its end; give each to ``consumed``.
+
+        Raises the agent's error, or the connection's failure, as soon as it is
+        known: a body that breaks off is never taken for whole.
+        """
+        while True:
+            if self._error is not None:
+                raise _again(self._error)
+            if self._inbox:
+                return self._inbox.popleft()
+            if self._ended:
+                return None
+            await self._news.wait()
+
+    def consumed(self, piece: DataReceived) -> None:
+        """Give back the credit of a piece that needs memory no more."""
+        if self._session.failure is None:
+            self._session.connection.consumed(piece)
+            self._session._plan_flush()
+
+    async def body(self) -> AsyncIterator[DataReceived]:
+        """The pieces of the answer's body; each counts as consumed when the next is asked for."""
+        await self.response()
+        while (piece := await self.receive()) is not None:
+            yield piece
+            self.consumed(piece)
+
+    def _is_over(self) -> bool:
+        return self._ended
+
+    def _take(
+        self, event: DataReceived | ResponseReceived | BodyEnded | ErrorReceived | NoticeReceived
+    ) -> None:
+        match event:
+            case DataReceived():
+                self._inbox.append(event)
+            case NoticeReceived():
+                if self._notice is not None:
+                    self._notice(event.name, event.fields)
+                return
+            case ResponseReceived():
+                self._fields = event.fields
+                self.has_body = event.has_body
+                if not event.has_body:
+                    self._finish()
+            case BodyEnded():
+                self.changed = event.changed
+                self._finish()
+            case ErrorReceived():
+                self._error = event.error
+                self._inbox.clear()
+                self._finish()
+        self._news.ring()
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._credit.ring()
+        self._session._over(self)
+
+    def _fail(self, error: DsgError) -> None:
+        if not self._ended:
+            self._error = error
+            self._ended = True
+            self._inbox.clear()
+        self._credit.ring()
+        self._news.ring()
+
+
+class _Bell:
+    """Wakes all who wait at the moment; nothing is remembered."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def ring(self) -> None:
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+
+def _again(error: DsgError) -> DsgError:
+    """The same error, fresh: one exception raised in several tasks would mix their tracebacks."""
+    return type(error)(error.message, hint=error.hint, facts=error.facts, outcome=error.outcome)
+
+
+def _lost(name: str, error: Exception | None, status: str, stderr: bytes) -> LinkLostError:
+    words = [escape(line) for line in stderr.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+    facts: dict[str, Any] = {"status": status, "stderr": words[-20:]}
+    if status:
+        message = f"the agent on {name} died: it {status}"
+        hint = "the agent's log tells more (agent option --log-file); then run the command again"
+    else:
+        why = f" ({escape(str(error))})" if error is not None and str(error) else ""
+        message = f"the connection to {name} was lost{why}"
+        hint = "check the network, then run the command again"
+    if words:
+        message += f"; its last words: {words[-1][:300]}"
+    return LinkLostError(message, hint=hint, facts=facts)
