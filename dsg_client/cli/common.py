@@ -1,0 +1,89 @@
+"""What the commands share: their common options, and running a coroutine until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from dsg_client.cli.render import Output
+from protocol.errors import InterruptedSyncError
+
+__all__ = ["common_options", "connection_options", "exit_statuses", "run"]
+
+T = TypeVar("T")
+
+_STATUS_TEXT = {
+    0: "done, or nothing to do",
+    2: "usage",
+    3: "conflicts: nothing changed",
+    4: "configuration",
+    5: "locked by another sync",
+    6: "connection, sign-in, agent start, time-out",
+    7: "protocol, incompatible versions",
+    8: "integrity: digest, chain, wrong or older repository",
+    9: "remote storage",
+    10: "local storage",
+    11: "in doubt: run again to settle",
+    12: "names or paths refused",
+    13: "stopped by the mass-deletion guard",
+    14: "not permitted by the repository or its role",
+    15: "local files changed during the sync",
+    16: "repository changed outside DSG",
+    20: "changes wait (with --check)",
+    130: "interrupted",
+}
+
+
+def exit_statuses(*numbers: int) -> str:
+    """The EXIT STATUS block of a command's help."""
+    rows = "\n".join(f"  {n:>3}  {_STATUS_TEXT[n]}" for n in (0, *numbers))
+    return f"\b\nExit status:\n{rows}"
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json``, ``--quiet``, ``-v``; passes ``output`` to the command."""
+
+    @click.option("--json", "json_mode", is_flag=True, help="Print one JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+    @click.option("-v", "--verbose", count=True, help="Say more; twice: log the connection too.")
+    @functools.wraps(function)
+    def command(*args: Any, json_mode: bool, quiet: bool, verbose: int, **kwargs: Any) -> Any:
+        output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose)
+        return function(*args, output=output, **kwargs)
+
+    return command
+
+
+def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--accept-new-host-key``, for commands that talk to a server."""
+    return click.option(
+        "--accept-new-host-key",
+        is_flag=True,
+        help="On first contact, write the server's host key to known_hosts (its fingerprint is shown).",
+    )(function)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine; Ctrl-C and SIGTERM cancel it, so that it can undo what it began.
+
+    What the coroutine raises comes out; a cancellation comes out as
+    InterruptedSyncError unless the coroutine gave it a better meaning.
+    """
+
+    async def watched() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        return await main
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        raise InterruptedSyncError("interrupted") from None

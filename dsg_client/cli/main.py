@@ -1,0 +1,140 @@
+"""The entry point of ``dsg``: the commands by name, errors to exit statuses.
+
+Commands are imported when they are used: what a command does not need, it
+does not wait for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib import metadata
+
+import click
+
+import protocol
+from dsg_client.cli.render import Output
+from protocol.errors import DsgError, InternalError, InterruptedSyncError, UsageError
+
+__all__ = ["COMMANDS", "main"]
+
+# name -> (section of --help, module below dsg_client.cli)
+COMMANDS = {
+    "init": "Set up",
+    "clone": "Set up",
+    "remote": "Set up",
+    "status": "Every day",
+    "sync": "Every day",
+    "list-files": "Every day",
+    "log": "History",
+    "adopt": "Care",
+    "recover": "Care",
+    "doctor": "Care",
+    "validate-config": "Care",
+    "clean": "Care",
+    "completion": "Care",
+}
+
+
+class LazyCommands(click.Group):
+    """A group whose commands are modules of this package, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"dsg_client.cli.{cmd_name.replace('-', '_')}_command")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean 'dsg {near[0]}'?" if near else " 'dsg --help' lists the commands."
+            raise click.UsageError(f"there is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, section in COMMANDS.items():
+            command = self.get_command(ctx, name)
+            if command is not None:
+                sections.setdefault(section, []).append((name, command.get_short_help_str(60)))
+        for section, rows in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"dsg {metadata.version('dsg-sync')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
+def dsg() -> None:
+    """Keep data folders in step with a server: a sync happens whole or not at all.
+
+    \b
+    First steps:
+      dsg init user@server:/srv/dsg/project     make a repository from this folder
+      dsg sync                                  bring local and remote together
+      dsg clone user@server:/srv/dsg/project    take a copy on another machine
+
+    Every command says more with --help.
+    """
+
+
+def main() -> None:
+    """Run one command and exit with its status."""
+    if getattr(protocol, "SENTINEL", "") != "dsg-sync protocol":
+        sys.stderr.write(
+            "dsg: another Python package named 'protocol' stands before DSG's own. Install dsg-sync into a\n"
+            "virtual environment of its own:  python3 -m venv ~/dsg && ~/dsg/bin/pip install dsg-sync\n"
+        )
+        sys.exit(1)
+    arguments = sys.argv[1:]
+    output = Output(json_mode="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
+    try:
+        status = dsg(standalone_mode=False, prog_name="dsg")
+    except click.exceptions.Exit as stop:
+        status = stop.exit_code
+    except click.UsageError as error:
+        where = f"\n{error.ctx.get_usage()}" if error.ctx else ""
+        command = error.ctx.command_path if error.ctx else "dsg"
+        status = output.error(
+            UsageError(error.format_message(), hint=f"'{command} --help' explains the options.{where}")
+        )
+    except click.ClickException as error:
+        status = output.error(UsageError(error.format_message()))
+    except DsgError as error:
+        status = output.error(error)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        status = output.error(InterruptedSyncError("interrupted", hint="Nothing was changed."))
+    except BrokenPipeError:
+        sys.stderr.close()
+        status = 141
+    except Exception as error:  # noqa: BLE001 - the last net: a bug is reported as one
+        import traceback
+
+        status = output.error(
+            InternalError(
+                f"{type(error).__name__}: {error}",
+                hint="This is a bug in DSG. Nothing is lost: 'dsg recover' settles what was open. "
+                "Please report it with the lines below.\n" + traceback.format_exc(),
+            )
+        )
+    output.leave(int(status or 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The one door to the terminal: text, JSON, progress, questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsg_client.sync.events import Attempt, Event, Note, Phase, PhaseStarted, Planned, Progress
+from protocol.errors import DsgError, Outcome
+from protocol.paths import escape
+
+__all__ = ["SCHEMA", "Output", "age", "bytes_text", "count_text", "plural"]
+
+SCHEMA = 1  # of every --json document; docs/commands.md describes them
+
+_OUTCOMES = {
+    Outcome.ABORTED: "Nothing was changed: local, cache and remote are as they were.",
+    Outcome.COMMITTED: "The sync itself is committed and complete on the server.",
+    Outcome.IN_DOUBT: "It is not known whether the server committed; nothing was changed here.",
+}
+
+
+class Output:
+    """How one command speaks: people on stdout and stderr, or one JSON document on stdout."""
+
+    def __init__(self, *, json_mode: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+        self.json_mode = json_mode
+        self.quiet = quiet
+        self.verbose = verbose
+        self.terminal = sys.stderr.isatty() and not json_mode and not quiet
+        self._bar: Any = None
+        self._bar_phase: Phase | None = None
+        self._notes: list[dict[str, Any]] = []
+
+    def say(self, text: str = "") -> None:
+        """A line of the command's answer (not with --json; not with --quiet)."""
+        if not self.json_mode and not self.quiet:
+            self._clear()
+            sys.stdout.write(text + "\n")
+
+    def detail(self, text: str) -> None:
+        """A line that only -v shows, on stderr."""
+        if self.verbose and not self.json_mode:
+            self._clear()
+            sys.stderr.write(text + "\n")
+
+    def warn(self, text: str) -> None:
+        """A line on stderr, also with --quiet; kept for --json."""
+        self._notes.append({"text": text, "warning": True})
+        if not self.json_mode:
+            self._clear()
+            sys.stderr.write(self._paint(f"warning: {text}", "33") + "\n")
+
+    def result(self, fields: Mapping[str, Any]) -> None:
+        """The one JSON document of a command that worked; nothing without --json."""
+        if self.json_mode:
+            self._document({"ok": True, **fields})
+
+    def error(self, error: DsgError) -> int:
+        """Show an error with its outcome and what to do; returns the exit status."""
+        if self.json_mode:
+            self._document({"ok": False, "exit_status": error.exit_status, "error": error.to_wire()})
+            return error.exit_status
+        self._clear()
+        lines = [self._paint("dsg: ", "31") + _safe(error.message)]
+        lines += ["  " + line for line in _safe(error.hint).splitlines()]
+        if error.exit_status not in (1, 2, 4):
+            lines.append("  " + _OUTCOMES[error.outcome])
+        sys.stderr.write("\n".join(lines) + "\n")
+        return error.exit_status
+
+    def leave(self, status: int) -> None:
+        """End the process with ``status``, once everything is written, without waiting for teardown."""
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (BrokenPipeError, ValueError):
+            os._exit(141)
+        os._exit(status)
+
+    # events of a sync
+
+    def on_event(self, event: Event) -> None:
+        """Render one event; passed to the sync as its ``emit``."""
+        if isinstance(event, Note):
+            if event.warning:
+                self.warn(event.text)
+            else:
+                self._notes.append({"text": event.text, "warning": False})
+                if not self.json_mode and not self.quiet:
+                    self._clear()
+                    sys.stderr.write(event.text + "\n")
+        elif isinstance(event, Attempt):
+            self._notes.append({"text": f"attempt {event.number}: {event.reason}", "warning": False})
+            if not self.json_mode:
+                self._clear()
+                sys.stderr.write(f"{event.reason}; attempt {event.number} in {event.wait:.0f} s\n")
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, PhaseStarted):
+            self.detail(f"[{event.phase.value}]")
+        elif isinstance(event, Planned) and self.verbose:
+            self.detail(
+                f"plan: {event.uploads} up ({bytes_text(event.upload_bytes)}), "
+                f"{event.downloads} down ({bytes_text(event.download_bytes)}), "
+                f"{event.delete_local} to delete here, {event.delete_remote} on the server"
+            )
+
+    def _progress(self, event: Progress) -> None:
+        if not self.terminal:
+            return
+        if self._bar is None or self._bar_phase is not event.phase:
+            self._clear()
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=event.phase.value,
+                total=event.bytes_total or None,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                leave=False,
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
+            self._bar_phase = event.phase
+        if event.bytes_total and self._bar.total != event.bytes_total:
+            self._bar.total = event.bytes_total
+        if event.files_total:
+            self._bar.set_postfix_str(f"{event.files:,}/{event.files_total:,} files", refresh=False)
+        elif event.files:
+            self._bar.set_postfix_str(f"{event.files:,} files", refresh=False)
+        self._bar.update(max(0, event.bytes - self._bar.n))
+
+    def finish_progress(self) -> None:
+        """Take the progress bar off the screen."""
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+            self._bar_phase = None
+
+    # questions
+
+    def confirm(self, question: str) -> bool:
+        """Ask on a terminal; without one the answer is no."""
+        if self.json_mode or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        self._clear()
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def _document(self, fields: dict[str, Any]) -> None:
+        document = {"schema": SCHEMA, **fields, "notes": self._notes}
+        json.dump(document, sys.stdout, ensure_ascii=True, indent=None, default=str)
+        sys.stdout.write("\n")
+
+    def _paint(self, text: str, color: str) -> str:
+        if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+            return f"\x1b[{color}m{text}\x1b[0m"
+        return text
+
+
+def _safe(text: str) -> str:
+    """Text from anywhere, line by line safe for a terminal."""
+    return "\n".join(escape(line) for line in text.split("\n"))
+
+
+def bytes_text(n: int) -> str:
+    """A size for people, in binary units: ``1.5 MiB``."""
+    size = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{int(size)} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def count_text(parts: Sequence[tuple[int, str]]) -> str:
+    """``3 uploaded, 1 deleted here``; parts with 0 are left out; ``nothing`` when all are."""
+    return ", ".join(f"{n:,} {what}" for n, what in parts if n) or "nothing"
+
+
+def age(then: float, now: float) -> str:
+    """How long ago, for people."""
+    seconds = max(0.0, now - then)
+    for size, name in ((86400 * 365, "year"), (86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return f"{plural(int(seconds // size), name)} ago"
+    return "just now"

@@ -1,0 +1,26 @@
+"""``dsg validate-config``: check the configuration."""
+
+from __future__ import annotations
+
+import click
+
+from dsg_client.cli.common import common_options, exit_statuses
+from dsg_client.cli.render import Output
+
+
+@click.command(name="validate-config", epilog=exit_statuses(2, 4))
+@common_options
+def command(output: Output) -> None:
+    """Check .dsgconfig.yml, the user settings and DSG_* variables; show what holds and whence.
+
+    \b
+    Examples:
+      dsg validate-config
+      dsg validate-config --json
+    """
+    from dsg_client.sync.site import describe_config
+
+    rows = describe_config()
+    output.result({"settings": rows})
+    for row in rows:
+        output.say(f"{row['name']:<16} {row['value']}  ({row['source']})")

@@ -1,0 +1,68 @@
+"""L as it was scanned: its entries, and the numbers that tell whether a file was touched since."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from attrs import frozen
+
+from dsg_client.local.scan import Scanned
+from protocol.manifest import LINK, Entry, Manifest
+from protocol.tree.change import Expected
+from protocol.tree.fs import Kind
+
+__all__ = ["LocalTree"]
+
+
+@frozen
+class LocalTree:
+    """One complete scan. Entries are kept encoded, identities as plain numbers: about 110 bytes an entry."""
+
+    manifest: Manifest
+    _numbers: array[int]  # size and inode of each entry
+    _times: array[int]  # mtime_ns and ctime_ns of each entry; a time may lie before 1970
+
+    @classmethod
+    def read(cls, scan: Iterable[Scanned], algorithm: str, tick: Callable[[int], None]) -> LocalTree:
+        """Run the scan to its end; ``tick`` is told the number of entries so far, now and then."""
+        numbers, times = array("Q"), array("q")
+
+        def entries() -> Iterator[Entry]:
+            count = 0
+            for entry, (size, mtime_ns, ctime_ns, inode) in scan:
+                numbers.extend((size, inode))
+                times.extend((mtime_ns, ctime_ns))
+                count += 1
+                if not count % 512:
+                    tick(count)
+                yield entry
+            tick(count)
+
+        return cls(Manifest.from_entries(entries(), algorithm), numbers, times)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.manifest)
+
+    def expected(self, paths: Collection[str]) -> dict[str, Expected]:
+        """What stood at each of ``paths``; a path that L did not have is left out."""
+        wanted = frozenset(paths)
+        found: dict[str, Expected] = {}
+        if wanted:
+            for number, entry in enumerate(self.manifest):
+                if entry[0] in wanted:
+                    found[entry[0]] = self._expected(entry, number)
+        return found
+
+    def _expected(self, entry: Entry, number: int) -> Expected:
+        size, inode = self._numbers[2 * number : 2 * number + 2]
+        mtime_ns, ctime_ns = self._times[2 * number : 2 * number + 2]
+        link = entry.kind == LINK
+        return Expected(
+            kind=Kind.LINK if link else Kind.FILE,
+            size=size,
+            mtime_ns=mtime_ns,
+            ctime_ns=ctime_ns,
+            inode=inode,
+            target=entry.content.decode() if link else "",
+        )
