@@ -47,7 +47,6 @@ silence clock is the driver's: any received byte resets it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 from typing import Any
 
 from protocol.codec import Buffer, pack, unpack
@@ -62,86 +61,25 @@ from protocol.errors import (
 from protocol.framing import LONGEST, MAX_PAYLOAD, Flag, Frame, FrameReader, FrameType
 from protocol.outbox import Outbox, error_fields
 from protocol.preamble import Hello, Limits, Preamble, hello_fields
+from protocol.streams import Endpoint, Half, Stream, cost
 from protocol.wire_events import (
-    BodyEnded,
-    CreditReceived,
     DataReceived,
-    ErrorReceived,
     Failed,
     GoodbyeReceived,
     HelloReceived,
-    NoticeReceived,
-    RequestCancelled,
-    RequestDropped,
     RequestReceived,
-    ResponseReceived,
     WireEvent,
 )
 
 __all__ = ["QUEUE_ENOUGH", "Connection", "Endpoint", "cost"]
 
 QUEUE_ENOUGH = 4 * 1024 * 1024
-LEAST_COST = 1024
 _LAST_STREAM = 0xFFFFFFFF
 
-
-def cost(payload: Buffer) -> int:
-    """What a DATA frame takes off its sender's credit."""
-    return max(len(payload), LEAST_COST)
-
-
-class Endpoint(Enum):
-    """Which end of the connection this is."""
-
-    CLIENT = "client"
-    AGENT = "agent"
-
-
-class _Half(Enum):
-    WAITING = "waiting"  # the agent's half before its RESPONSE
-    BODY = "body"
-    OVER = "over"
-
-
-class _Stream:
-    """One request that is not over."""
-
-    __slots__ = ("cancelled", "credit", "receiving", "sending", "unreported", "window")
-
-    def __init__(self, sending: _Half, receiving: _Half, credit: int, window: int) -> None:
-        self.sending = sending
-        self.receiving = receiving
-        self.cancelled = False
-        self.credit = credit  # what this side may still send
-        self.window = window  # what the other side may still send
-        self.unreported = 0  # consumed here, not yet given back
-
-
+_BOTH_HEAR = {FrameType.DATA, FrameType.END, FrameType.CREDIT, FrameType.HEARTBEAT, FrameType.GOODBYE}
 _HEARD_BY = {
-    Endpoint.CLIENT: frozenset(
-        [
-            FrameType.RESPONSE,
-            FrameType.ERROR,
-            FrameType.EVENT,
-            FrameType.DATA,
-            FrameType.END,
-            FrameType.CREDIT,
-            FrameType.HEARTBEAT,
-            FrameType.GOODBYE,
-        ]
-    ),
-    Endpoint.AGENT: frozenset(
-        [
-            FrameType.HELLO,
-            FrameType.REQUEST,
-            FrameType.RESET,
-            FrameType.DATA,
-            FrameType.END,
-            FrameType.CREDIT,
-            FrameType.HEARTBEAT,
-            FrameType.GOODBYE,
-        ]
-    ),
+    Endpoint.CLIENT: frozenset(_BOTH_HEAR | {FrameType.RESPONSE, FrameType.ERROR, FrameType.EVENT}),
+    Endpoint.AGENT: frozenset(_BOTH_HEAR | {FrameType.HELLO, FrameType.REQUEST, FrameType.RESET}),
 }
 
 
@@ -162,7 +100,7 @@ class Connection:
         self._theirs = Limits()
         self._reader = FrameReader()
         self._out = Outbox()
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._next_stream = 1
         self._greeted = endpoint is Endpoint.CLIENT
         self._leaving = False  # GOODBYE sent or queued
@@ -209,9 +147,7 @@ class Connection:
     def can_send(self, stream: int) -> int | None:
         """The credit of this side's body on ``stream``; None when it takes no more, for whatever reason."""
         found = self._streams.get(stream)
-        if found is None or found.sending is not _Half.BODY or found.cancelled or self.failure:
-            return None
-        return found.credit
+        return None if found is None else found.room
 
     def bytes_to_send(self, at_most: int = MAX_PAYLOAD) -> list[Buffer]:
         """The next frames for the transport, in order, as pieces; empty when there are none.
@@ -247,8 +183,7 @@ class Connection:
         payload = self._pack(FrameType.REQUEST, {"method": method, "params": params})
         self._out.control(FrameType.REQUEST, Flag.HAS_BODY if body else Flag.NONE, stream, payload)
         self._next_stream += 2
-        sending = _Half.BODY if body else _Half.OVER
-        self._streams[stream] = _Stream(sending, _Half.WAITING, self._theirs.credit, self.limits.credit)
+        self._streams[stream] = self._open(stream, Half.BODY if body else Half.OVER, Half.WAITING)
         return stream
 
     def cancel(self, stream: int, *, changed: bool = False) -> None:
@@ -262,19 +197,19 @@ class Connection:
         found = self._streams.get(stream)
         if found is not None and not found.cancelled:
             found.cancelled = True
-            self._reset(stream, found, changed)
+            found.reset(changed=changed)
 
     # The agent's answers.
 
     def send_response(self, stream: int, fields: dict[str, Any], *, body: bool = False) -> None:
         """Answer a request; with ``body``, ``send_data`` and ``send_end`` follow."""
         found = self._answering(stream)
-        if found.sending is not _Half.WAITING:
+        if found.sending is not Half.WAITING:
             raise LocalProtocolError(f"request {stream} has a response already")
         payload = self._pack(FrameType.RESPONSE, fields)
         self._out.control(FrameType.RESPONSE, Flag.HAS_BODY if body else Flag.NONE, stream, payload)
-        found.sending = _Half.BODY if body else _Half.OVER
-        self._retire(stream, found)
+        found.sending = Half.BODY if body else Half.OVER
+        self._retire(found)
 
     def send_error(self, stream: int, error: DsgError) -> None:
         """End a request with an error, even amid its response's body (what waits of that is dropped)."""
@@ -283,8 +218,8 @@ class Connection:
         self._out.control(
             FrameType.ERROR, Flag.NONE, stream, pack(error_fields(error, LONGEST[FrameType.ERROR]))
         )
-        found.sending = _Half.OVER
-        self._retire(stream, found)
+        found.sending = Half.OVER
+        self._retire(found)
 
     def send_notice(self, stream: int, name: str, fields: dict[str, Any]) -> None:
         """Tell news of a running request."""
@@ -314,31 +249,19 @@ class Connection:
         """End this side's body. Nothing happens when nobody wants it any more (``can_send`` is None)."""
         self._must_be_open()
         found = self._streams.get(stream)
-        if found is None or found.sending is not _Half.BODY:
-            if stream >= self._next_stream or (found is not None and found.sending is _Half.WAITING):
+        if found is None or found.sending is not Half.BODY:
+            if stream >= self._next_stream or (found is not None and found.sending is Half.WAITING):
                 raise LocalProtocolError(f"request {stream} has no body to end")
             return
         self._out.data(FrameType.END, Flag.CHANGED if changed else Flag.NONE, stream, b"")
-        found.sending = _Half.OVER
-        self._retire(stream, found)
+        found.sending = Half.OVER
+        self._retire(found)
 
     def consumed(self, event: DataReceived) -> None:
         """Give back the credit of a piece that needs memory no more. Nothing when its request is over."""
         found = self._streams.get(event.stream)
-        if (
-            found is None
-            or found.receiving is not _Half.BODY
-            or found.cancelled
-            or self.failure
-            or self._leaving
-        ):
-            return
-        found.unreported += cost(event.payload)
-        # A quarter at a time: few frames, and a sender waiting for a whole frame's credit always gets it.
-        if found.unreported * 4 >= self.limits.credit:
-            self._out.control(FrameType.CREDIT, Flag.NONE, event.stream, pack({"bytes": found.unreported}))
-            found.window += found.unreported
-            found.unreported = 0
+        if found is not None and not self._leaving:
+            found.consumed(event.payload)
 
     # Receiving.
 
@@ -360,8 +283,11 @@ class Connection:
         return events
 
     def receive_eof(self) -> list[WireEvent]:
-        """The other side closed, or the transport died: Failed, unless it, or this side with no request open,
-        had said GOODBYE."""
+        """The other side closed, or the transport died.
+
+        No event when it had said GOODBYE, or this side had and no request is
+        open; else Failed with LinkLostError.
+        """
         through = self._left or (self._leaving and not self._streams)
         if self.failure is not None or (through and self._reader.between_frames):
             return []
@@ -402,20 +328,11 @@ class Connection:
             raise RemoteProtocolError(
                 f"a {FrameType(kind).name} frame came for stream {frame.stream}, not open"
             )
-        if kind == FrameType.DATA:
-            return self._hear_data(frame, found)
-        if kind == FrameType.CREDIT:
-            return self._hear_credit(frame, found)
-        if kind == FrameType.END:
-            if found.receiving is not _Half.BODY:
-                raise RemoteProtocolError(
-                    f"an END frame came for stream {frame.stream}, which has no body now"
-                )
-            event = BodyEnded(frame.stream, bool(frame.flags & Flag.CHANGED))
-            return self._heard_last(frame.stream, found, event)
-        if kind == FrameType.RESET:
-            return self._hear_reset(frame, found)
-        return self._hear_answer(frame, found)
+        if frame.flags & Flag.ZSTD and "zstd" not in self.features:
+            raise RemoteProtocolError("a DATA frame is compressed by zstd, which was not agreed on")
+        event = found.hear(frame)
+        self._retire(found)
+        return event
 
     def _hear_hello(self, frame: Frame) -> WireEvent:
         if frame.type != FrameType.HELLO:
@@ -447,92 +364,25 @@ class Connection:
         if not isinstance(method, str) or not isinstance(params, dict) or len(found) != 2:
             raise RemoteProtocolError("a REQUEST does not hold a method and its parameters")
         has_body = bool(frame.flags & Flag.HAS_BODY)
-        receiving = _Half.BODY if has_body else _Half.OVER
-        self._streams[frame.stream] = _Stream(
-            _Half.WAITING, receiving, self._theirs.credit, self.limits.credit
-        )
+        receiving = Half.BODY if has_body else Half.OVER
+        self._streams[frame.stream] = self._open(frame.stream, Half.WAITING, receiving)
         self._next_stream += 2
         return RequestReceived(frame.stream, method, params, has_body)
 
-    def _hear_data(self, frame: Frame, found: _Stream) -> WireEvent | None:
-        if found.receiving is not _Half.BODY:
-            raise RemoteProtocolError(f"a DATA frame came for stream {frame.stream}, which has no body now")
-        found.window -= cost(frame.payload)
-        if found.window < 0:
-            raise RemoteProtocolError(f"stream {frame.stream} was sent more than its credit")
-        if frame.flags & Flag.ZSTD and "zstd" not in self.features:
-            raise RemoteProtocolError("a DATA frame is compressed by zstd, which was not agreed on")
-        if found.cancelled or (self.endpoint is Endpoint.AGENT and found.sending is _Half.OVER):
-            return None
-        return DataReceived(frame.stream, frame.payload, Flag(frame.flags))
+    def _open(self, stream: int, sending: Half, receiving: Half) -> Stream:
+        spendable, grantable = self._theirs.credit, self.limits.credit
+        return Stream(stream, self.endpoint, sending, receiving, spendable, grantable, self._out)
 
-    def _hear_credit(self, frame: Frame, found: _Stream) -> WireEvent | None:
-        given = unpack(frame.payload).get("bytes")
-        if type(given) is not int or given <= 0:
-            raise RemoteProtocolError("a CREDIT frame gives no positive number of bytes")
-        found.credit += given
-        if found.credit > self._theirs.credit:
-            raise RemoteProtocolError(f"stream {frame.stream} was given more credit than it spent")
-        return CreditReceived(frame.stream) if self.can_send(frame.stream) is not None else None
+    def _retire(self, found: Stream) -> None:
+        if found.over:
+            del self._streams[found.number]
 
-    def _hear_reset(self, frame: Frame, found: _Stream) -> WireEvent | None:
-        if found.cancelled:
-            raise RemoteProtocolError(f"a second RESET came for stream {frame.stream}")
-        found.cancelled = True
-        found.receiving = _Half.OVER
-        if found.sending is _Half.OVER:
-            self._retire(frame.stream, found)
-            return None
-        self._out.drop(frame.stream)
-        return RequestCancelled(frame.stream, bool(frame.flags & Flag.CHANGED))
-
-    def _hear_answer(self, frame: Frame, found: _Stream) -> WireEvent | None:
-        stream = frame.stream
-        fields = unpack(frame.payload)
-        if frame.type == FrameType.ERROR:
-            if found.receiving is _Half.OVER:
-                raise RemoteProtocolError(f"an ERROR frame came for stream {stream}, answered already")
-            return self._heard_last(stream, found, ErrorReceived(stream, error_from_wire(fields)))
-        if frame.type == FrameType.EVENT:
-            name, news = fields.get("name"), fields.get("fields")
-            if found.receiving is _Half.OVER or not isinstance(name, str) or not isinstance(news, dict):
-                raise RemoteProtocolError(f"an EVENT frame that is none came for stream {stream}")
-            return None if found.cancelled else NoticeReceived(stream, name, news)
-        if found.receiving is not _Half.WAITING:
-            raise RemoteProtocolError(f"a second response came for stream {stream}")
-        if frame.flags & Flag.HAS_BODY:
-            found.receiving = _Half.BODY
-            return None if found.cancelled else ResponseReceived(stream, fields, True)
-        return self._heard_last(stream, found, ResponseReceived(stream, fields, False))
-
-    def _heard_last(self, stream: int, found: _Stream, event: WireEvent) -> WireEvent | None:
-        """The other side's half is over; the event to tell."""
-        found.receiving = _Half.OVER
-        if found.cancelled:
-            event = RequestDropped(stream)
-        elif self.endpoint is Endpoint.CLIENT and found.sending is _Half.BODY:
-            self._reset(stream, found, changed=False)
-        elif self.endpoint is Endpoint.AGENT and found.sending is _Half.OVER:
-            self._retire(stream, found)
-            return None
-        self._retire(stream, found)
-        return event
-
-    def _reset(self, stream: int, found: _Stream, changed: bool) -> None:
-        self._out.drop(stream)
-        self._out.control(FrameType.RESET, Flag.CHANGED if changed else Flag.NONE, stream, b"")
-        found.sending = _Half.OVER
-
-    def _retire(self, stream: int, found: _Stream) -> None:
-        if found.sending is _Half.OVER and found.receiving is _Half.OVER:
-            del self._streams[stream]
-
-    def _answering(self, stream: int) -> _Stream:
+    def _answering(self, stream: int) -> Stream:
         self._must_be_open()
         if self.endpoint is not Endpoint.AGENT:
             raise LocalProtocolError("only the agent answers")
         found = self._streams.get(stream)
-        if found is None or found.sending is _Half.OVER:
+        if found is None or found.sending is Half.OVER:
             raise LocalProtocolError(f"request {stream} is not waiting for an answer")
         return found
 

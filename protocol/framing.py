@@ -114,8 +114,8 @@ def _check_header(header: bytes | memoryview) -> tuple[int, int, int, int]:
 class FrameReader:
     """Cuts a byte stream into frames, however it comes in pieces.
 
-    A payload that lies whole in one piece is not copied; one that comes in
-    several is copied once. After the first bad header ``failure`` is set and
+    A payload that is a good part of one piece is not copied; a small one, and
+    one that comes in several pieces, is copied once. After the first bad header ``failure`` is set and
     nothing more is read: the stream is out of step for good.
     """
 
@@ -150,7 +150,11 @@ class FrameReader:
                         kind, flags, stream, length = _check_header(view[at : at + HEADER_BYTES])
                         at += HEADER_BYTES
                         if end - at >= length:
-                            frames.append(Frame(kind, flags, stream, view[at : at + length]))
+                            payload = view[at : at + length]
+                            if kind == FrameType.DATA and length * 4 < end:
+                                # Kept by its consumer, a view would keep all that came with it.
+                                payload = memoryview(bytes(payload))
+                            frames.append(Frame(kind, flags, stream, payload))
                             at += length
                             continue
                         self._header = (kind, flags, stream, length)
@@ -171,16 +175,12 @@ class FrameReader:
                         self._header = _check_header(header)
                 kind, flags, stream, length = self._header
                 missing = length - len(self._payload)
-                if not self._payload and end - at >= length:
-                    frames.append(Frame(kind, flags, stream, view[at : at + length]))
-                    at += length
-                else:
-                    self._payload += view[at : at + missing]
-                    at = min(at + missing, end)
-                    if len(self._payload) < length:
-                        break
-                    frames.append(Frame(kind, flags, stream, memoryview(self._payload).toreadonly()))
-                    self._payload = bytearray()
+                self._payload += view[at : at + missing]
+                at = min(at + missing, end)
+                if len(self._payload) < length:
+                    break
+                frames.append(Frame(kind, flags, stream, memoryview(self._payload).toreadonly()))
+                self._payload = bytearray()
                 self._header = None
         except ValueError as error:
             self.failure = RemoteProtocolError(f"the other side sent a bad frame: {error}")

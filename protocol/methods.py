@@ -106,21 +106,33 @@ def notice(name: str) -> Callable[[type[_T]], type[_T]]:
     return register
 
 
-def parse_request(name: str, params: dict[str, Any]) -> Any:
-    """The request that came, as an instance of its class; RemoteProtocolError when it is not one."""
+def parse_request(name: str, params: dict[str, Any], has_body: bool | None = None) -> Any:
+    """The request that came, as an instance of its class; RemoteProtocolError when it is not one.
+
+    ``has_body``, when given, must be as the table says.
+    """
     row = METHODS.get(name)
     if row is None:
         raise RemoteProtocolError(
             f"this agent has no method {name[:60]!a}",
             hint="install the same version of dsg-sync on both machines",
         )
+    if has_body is not None and has_body != (row.request_body is not Body.NONE):
+        raise RemoteProtocolError(f"{name} came {'with' if has_body else 'without'} a body")
     return _parse(row.request, params, name)
 
 
-def parse_result(request: type, found: dict[str, Any]) -> Any:
-    """The result of a request of class ``request``; RemoteProtocolError when it is not one."""
-    name = _NAMES[request]
-    return _parse(METHODS[name].result, found, f"the result of {name}")
+def parse_result(request: type, found: dict[str, Any], has_body: bool | None = None) -> Any:
+    """The result of a request of class ``request``; RemoteProtocolError when it is not one.
+
+    ``has_body``, when given, must be as the table says (a manifest may be left out).
+    """
+    row = METHODS[_NAMES[request]]
+    if has_body is True and row.response_body is Body.NONE:
+        raise RemoteProtocolError(f"{row.name} was answered with a body")
+    if has_body is False and row.response_body in (Body.ROWS, Body.FILES):
+        raise RemoteProtocolError(f"{row.name} was answered without a body")
+    return _parse(row.result, found, f"the result of {row.name}")
 
 
 def parse_notice(name: str, found: dict[str, Any]) -> Any | None:

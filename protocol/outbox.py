@@ -21,7 +21,7 @@ __all__ = ["Outbox", "error_fields"]
 class Outbox:
     """The queues of one side. ``size`` counts all bytes in them."""
 
-    __slots__ = ("_control", "_data", "_heartbeat", "_last", "_urgent", "size")
+    __slots__ = ("_control", "_data", "_heartbeat", "_last", "_urgent", "_waiting", "size")
 
     def __init__(self) -> None:
         self.size = 0
@@ -29,6 +29,7 @@ class Outbox:
         self._heartbeat = False  # one waits in _urgent
         self._control: list[bytes] = []
         self._data: deque[tuple[int, bytes, Buffer]] = deque()
+        self._waiting: dict[int, int] = {}  # stream -> its frames in _data
         self._last = b""
 
     def first(self, kind: FrameType, payload: bytes) -> None:
@@ -53,14 +54,18 @@ class Outbox:
         """Queue a DATA or END frame; the payload is kept, not copied."""
         header = frame_header(kind, flags, stream, len(payload))
         self._data.append((stream, header, payload))
+        self._waiting[stream] = self._waiting.get(stream, 0) + 1
         self.size += len(header) + len(payload)
 
+    def holds(self, stream: int) -> bool:
+        """Whether data or the end of ``stream`` waits."""
+        return stream in self._waiting
+
     def drop(self, stream: int) -> None:
-        """Forget the data of ``stream`` that waits."""
-        if any(entry[0] == stream for entry in self._data):
-            kept = deque(entry for entry in self._data if entry[0] != stream)
-            self.size -= sum(len(h) + len(p) for s, h, p in self._data if s == stream)
-            self._data = kept
+        """Forget the data and the end of ``stream`` that wait."""
+        if self._waiting.pop(stream, 0):
+            self.size -= sum(len(header) + len(payload) for s, header, payload in self._data if s == stream)
+            self._data = deque(entry for entry in self._data if entry[0] != stream)
 
     def last(self, error: DsgError | None) -> None:
         """Queue the GOODBYE, sent when nothing else waits."""
@@ -70,7 +75,13 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.__init__()  # type: ignore[misc]
+        self.size = 0
+        self._urgent.clear()
+        self._heartbeat = False
+        self._control.clear()
+        self._data.clear()
+        self._waiting.clear()
+        self._last = b""
 
     def take(self, at_most: int) -> list[Buffer]:
         """The next frames as pieces: all that is urgent or control, then data up to ``at_most`` bytes."""
@@ -84,7 +95,10 @@ class Outbox:
             pieces.append(front)
             taken = len(front)
         while self._data and (taken < at_most or not pieces):
-            _, header, payload = self._data.popleft()
+            stream, header, payload = self._data.popleft()
+            self._waiting[stream] -= 1
+            if not self._waiting[stream]:
+                del self._waiting[stream]
             pieces.append(header)
             if payload:
                 pieces.append(payload)
