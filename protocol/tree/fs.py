@@ -94,8 +94,18 @@ class WriteFile(Protocol):
         """Append ``length`` zero bytes as a hole."""
         ...
 
-    def finish(self, *, executable: bool, mtime_ns: int | None) -> Stat:
-        """Set the final size, executable bit (within the umask) and mtime; close; the stat after it."""
+    def take(self, source: ReadFile, offset: int, length: int, /) -> None:
+        """Append a range of another file of this tree; blocks are shared where the system can.
+
+        OSError ESTALE when the source ends before it.
+        """
+        ...
+
+    def finish(self, *, executable: bool, mtime_ns: int | None, durable: bool = False) -> Stat:
+        """Set the final size, executable bit (within the umask) and mtime; close; the stat after it.
+
+        ``durable`` flushes the file itself before it is closed (its folder is not flushed).
+        """
         ...
 
     def close(self) -> None:

@@ -1,0 +1,63 @@
+"""The end of a transaction: the applied change becomes durable, the journal goes."""
+
+from __future__ import annotations
+
+from protocol.tree.actions import (
+    AREA,
+    JOURNAL_DECIDED,
+    REPLACED,
+    RESCUED,
+    STAGING,
+    TRASH,
+)
+from protocol.tree.apply import Unexpected, rescue
+from protocol.tree.fs import TreeFS
+from protocol.tree.journal import Journal
+from protocol.tree.staging import remove_all
+
+__all__ = ["finish"]
+
+
+def finish(tree: TreeFS, journal: Journal, unexpected: Unexpected = Unexpected.KEEP) -> list[tuple[str, str]]:
+    """After :func:`apply`: flush, remove the journal, then trash and staging. Repeatable.
+
+    Returns (path, where) of things about to be dropped that are not what they
+    should be and were moved to safety: written to by a program that still had
+    them open. OSError leaves the journal, or only things in the trash and
+    staging that :func:`protocol.tree.staging.sweep` removes.
+    """
+    txid = journal.txid
+    trash, staging = f"{TRASH}/{txid}", f"{STAGING}/{txid}"
+    area = f"{REPLACED if unexpected is Unexpected.KEEP else RESCUED}/{txid}"
+    saved = []
+    try:
+        slots = tree.names(staging)
+    except FileNotFoundError:
+        slots = set()
+    for position, (path, before, after, keep) in enumerate(journal.actions):
+        doubtful = []
+        if keep is not None and before is not None and keep.startswith(f"{trash}/"):
+            try:
+                if not before.came_out(tree.stat(keep)):
+                    doubtful.append(keep)
+            except FileNotFoundError:
+                pass
+        if after is not None and str(after.number) in slots:
+            left = f"{staging}/{after.number}"
+            if tree.stat(left).inode != after.inode:
+                doubtful.append(left)
+        if f"out-{position}" in slots:
+            doubtful.append(f"{staging}/out-{position}")
+        for source in doubtful:
+            where = rescue(tree, area, source, path)
+            if where is not None:
+                saved.append((path, where))
+    tree.flush()
+    try:
+        tree.unlink(JOURNAL_DECIDED)
+    except FileNotFoundError:
+        pass
+    tree.flush_folder(AREA)
+    remove_all(tree, trash)
+    remove_all(tree, staging)
+    return saved
