@@ -251,7 +251,7 @@ class Exchange:
         self._session = session
         self._notice = notice
         self._fields: dict[str, Any] | None = None
-        self._error: DsgError | None = None
+        self._error: Exception | None = None
         self._ended = False
         self._inbox: deque[DataReceived] = deque()
         self._credit = _Bell()
@@ -265,14 +265,18 @@ class Exchange:
     ) -> None:
         self.cancel()
 
-    def cancel(self, *, changed: bool = False) -> None:
-        """Give the request up; nothing happens when it is over. ``changed``: a file being sent changed."""
+    def cancel(self, *, changed: bool = False, because: Exception | None = None) -> None:
+        """Give the request up; nothing happens when it is over.
+
+        ``changed``: a file being sent changed. ``because``: what ``response``
+        and ``receive`` raise from now on.
+        """
         session = self._session
         if session.failure is None and not self._is_over():
             session.connection.cancel(self.stream, changed=changed)
             session._plan_flush()
         if self._error is None and not self._is_over():
-            self._error = LocalProtocolError(f"{self.method} was cancelled by this side")
+            self._error = because or LocalProtocolError(f"{self.method} was cancelled by this side")
             self._ended = True
         self._inbox.clear()
         session._over(self)
@@ -355,7 +359,10 @@ class Exchange:
                 self._inbox.append(event)
             case NoticeReceived():
                 if self._notice is not None:
-                    self._notice(event.name, event.fields)
+                    try:
+                        self._notice(event.name, event.fields)
+                    except Exception as error:  # noqa: BLE001 - the caller's, or a notice that is none
+                        self.cancel(because=error)
                 return
             case ResponseReceived():
                 self._fields = event.fields
@@ -406,8 +413,10 @@ class _Bell:
                     waiter.set_result(None)
 
 
-def _again(error: DsgError) -> DsgError:
+def _again(error: Exception) -> Exception:
     """The same error, fresh: one exception raised in several tasks would mix their tracebacks."""
+    if not isinstance(error, DsgError):
+        return error
     return type(error)(error.message, hint=error.hint, facts=error.facts, outcome=error.outcome)
 
 

@@ -1,0 +1,341 @@
+"""What an agent can be asked, as typed calls: one for each method of :mod:`protocol.messages`.
+
+Every call raises what the agent answered with (:mod:`protocol.errors`), or the
+connection's failure. A call that is cancelled, or left by an error, cancels
+its request at the agent. What an answer holds has been checked field by field;
+manifests and records come as bytes, to be checked by digest by the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+from attrs import field, frozen
+
+from dsg_client.remote.session import AgentSession, Exchange, Notice
+from protocol import messages as m
+from protocol.codec import Scalar, pack_rows
+from protocol.compress import Compressor, inflate
+from protocol.errors import RemoteProtocolError
+from protocol.manifest import Entry
+from protocol.paths import RelPath
+from protocol.preamble import Preamble
+from protocol.rows import RowReader, change_row
+from protocol.wire_events import DataReceived
+
+__all__ = ["Download", "News", "RemoteAgent", "RemoteRepo", "Upload"]
+
+# Ten million entries of 200 bytes. A server cannot fill the client's memory with a manifest.
+MAX_MANIFEST_BYTES = 2 << 30
+
+News = Callable[[m.Phase], None]
+ManyRows = Iterable[Iterable[Scalar]]
+
+
+class RemoteAgent:
+    """A started agent. An async context manager: leaving it says goodbye."""
+
+    def __init__(self, session: AgentSession, preamble: Preamble) -> None:
+        self.session = session
+        self.preamble = preamble
+        self._repos = 0
+
+    @property
+    def name(self) -> str:
+        """Where the agent runs, for messages."""
+        return self.session.transport.name
+
+    async def __aenter__(self) -> RemoteAgent:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error the agent may still have something to undo: it gets the time to do so in peace.
+        await self.close(0.5 if kind is None else 5.0)
+
+    async def close(self, limit: float = 0.5) -> None:
+        """Say goodbye. Repeatable, never raises; see :meth:`AgentSession.close`."""
+        await self.session.close(limit)
+
+    async def open_repo(self, path: str) -> RemoteRepo:
+        """Open the repository at ``path`` on the agent's machine."""
+        self._repos += 1
+        opened: m.RepoOpened = await self.ask(m.OpenRepo(repo=self._repos, path=path))
+        return RemoteRepo(self, self._repos, opened)
+
+    async def init_repo(
+        self,
+        path: str,
+        *,
+        repo_id: str,
+        algorithm: str,
+        group: str,
+        user: str,
+        host: str,
+        settings: str = "",
+    ) -> bytes:
+        """Make an empty repository at ``path``; its first record's bytes."""
+        made: m.RepoInitialized = await self.ask(
+            m.InitRepo(
+                path=path,
+                repo_id=repo_id,
+                algorithm=algorithm,
+                group=group,
+                user=user,
+                host=host,
+                settings=settings,
+            )
+        )
+        return made.head
+
+    async def doctor(self, path: str = "") -> tuple[m.Check, ...]:
+        """The agent's checks of its machine, and of the repository at ``path``."""
+        report: m.DoctorReport = await self.ask(m.Doctor(path=path))
+        return report.checks
+
+    async def ask(self, request: Any, news: News | None = None) -> Any:
+        """Any request without bodies; its result."""
+        method, params = m.request_wire(request)
+        fields = await self.session.call(method, params, notice=_hearing(news))
+        return m.parse_result(type(request), fields)
+
+    @asynccontextmanager
+    async def exchange(
+        self, request: Any, *, body: bool = False, news: News | None = None
+    ) -> AsyncIterator[Exchange]:
+        """Any request with bodies."""
+        method, params = m.request_wire(request)
+        async with await self.session.request(method, params, body=body, notice=_hearing(news)) as found:
+            yield found
+
+    async def send_rows(self, exchange: Exchange, rows: ManyRows) -> None:
+        """Send ``rows`` as the body of a request, and its end."""
+        compressor = Compressor("zstd" if "zstd" in self.session.features else "zlib")
+        for payload in pack_rows(rows):
+            if not await exchange.send(*compressor.compress(payload)):
+                return
+            # ``send`` does not wait while there is credit; a million rows must not stop the heartbeats.
+            await asyncio.sleep(0)
+        exchange.end()
+
+    def send_rows_beside(self, exchange: Exchange, rows: ManyRows) -> asyncio.Task[None]:
+        """Send ``rows`` while the answer is read; an error in making them ends the exchange with that error."""
+
+        async def send() -> None:
+            try:
+                await self.send_rows(exchange, rows)
+            except Exception as error:  # noqa: BLE001 - passed on to who reads the answer
+                exchange.cancel(because=error)
+
+        return asyncio.create_task(send())
+
+
+@frozen
+class RemoteRepo:
+    """A repository that an agent has open. ``opened``: what it said of it then."""
+
+    agent: RemoteAgent
+    number: int
+    opened: m.RepoOpened = field(repr=False)
+
+    # Reading.
+
+    async def manifest(self, have: str = "") -> tuple[m.ManifestFound, bytes]:
+        """The head, and its manifest's bytes unless the client has them (``found.same``).
+
+        ``have``: digest of the record whose manifest the client has.
+        """
+        request = m.GetManifest(repo=self.number, have=have)
+        async with self.agent.exchange(request) as exchange:
+            found: m.ManifestFound = m.parse_result(m.GetManifest, await exchange.response())
+            if found.same == exchange.has_body:
+                raise RemoteProtocolError("the agent answered 'same' with a manifest, or 'other' without one")
+            return found, await _gather(exchange)
+
+    async def records(self, first: int, last: int) -> list[bytes]:
+        """The records' bytes from ``first`` to ``last`` or the newest, in as many calls as it takes."""
+        found: list[bytes] = []
+        while first + len(found) <= last:
+            request = m.GetRecords(repo=self.number, first=first + len(found), last=last)
+            more: m.RecordsFound = await self.agent.ask(request)
+            found += more.records
+            if len(found) > last - first + 1:
+                raise RemoteProtocolError("the agent sent more records than it was asked for")
+            if not more.records:
+                break
+        return found
+
+    async def snapshot(self, seq: int) -> tuple[bytes, bytes]:
+        """The bytes of the record and of the manifest of a snapshot."""
+        async with self.agent.exchange(m.GetSnapshot(repo=self.number, seq=seq)) as exchange:
+            found: m.SnapshotFound = m.parse_result(m.GetSnapshot, await exchange.response())
+            return found.record, await _gather(exchange)
+
+    async def outside(self, news: News | None = None) -> m.OutsideChanges:
+        """What was changed on the server outside DSG."""
+        found: m.OutsideChanges = await self.agent.ask(m.ListOutside(repo=self.number), news)
+        return found
+
+    async def recover(self, news: News | None = None) -> tuple[str, ...]:
+        """Finish or undo what a crash left; what was done."""
+        found: m.Recovered = await self.agent.ask(m.Recover(repo=self.number), news)
+        return found.notes
+
+    @asynccontextmanager
+    async def get_files(self, seq: int, rows: ManyRows) -> AsyncIterator[Download]:
+        """Contents as of snapshot ``seq``, for rows of path, digest and size.
+
+        The rows are sent while the answer already comes.
+        """
+        request = m.GetFiles(repo=self.number, seq=seq)
+        async with self.agent.exchange(request, body=True) as exchange:
+            sending = self.agent.send_rows_beside(exchange, rows)
+            try:
+                yield Download(exchange)
+            finally:
+                sending.cancel()
+
+    # A transaction.
+
+    async def begin(
+        self,
+        txid: str,
+        *,
+        base: str,
+        user: str,
+        host: str,
+        adopt: bool = False,
+        news: News | None = None,
+    ) -> m.Begun:
+        """Take the repository's lock. LockedError, HeadMovedError, OutsideChangeError: nothing was begun."""
+        request = m.Begin(repo=self.number, txid=txid, base=base, user=user, host=host, adopt=adopt)
+        begun: m.Begun = await self.agent.ask(request, news)
+        return begun
+
+    async def send_changes(self, txid: str, rows: ManyRows) -> int:
+        """Send the whole change: entries to put, ``[path]`` to delete, in canonical order; how many came."""
+        async with self.agent.exchange(m.Changes(repo=self.number, txid=txid), body=True) as exchange:
+            await self.agent.send_rows(exchange, rows)
+            taken: m.ChangesTaken = m.parse_result(m.Changes, await exchange.response())
+            return taken.count
+
+    @asynccontextmanager
+    async def upload(self, txid: str, news: News | None = None) -> AsyncIterator[Upload]:
+        """Send contents of files, numbered by their rows in ``send_changes``."""
+        request = m.Upload(repo=self.number, txid=txid)
+        async with self.agent.exchange(request, body=True, news=news) as exchange:
+            yield Upload(exchange)
+
+    async def adopt(self, txid: str, who: str, paths: Iterable[str]) -> list[Entry | RelPath]:
+        """Take in ``paths`` as they are on the server; an entry each, or the path where nothing is."""
+        request = m.Adopt(repo=self.number, txid=txid, who=who)
+        async with self.agent.exchange(request, body=True) as exchange:
+            sending = self.agent.send_rows_beside(exchange, ((path,) for path in paths))
+            try:
+                found: list[Entry | RelPath] = []
+                reader = RowReader(change_row)
+                async for piece in exchange.body():
+                    found += reader.read(inflate(piece.payload, piece.flags))
+                return found
+            finally:
+                sending.cancel()
+
+    async def prepare(
+        self, txid: str, *, manifest: str, message: str, user: str, host: str, news: News | None = None
+    ) -> bytes:
+        """Verify and make durable all but the decision; the bytes of the record to be committed."""
+        request = m.Prepare(
+            repo=self.number, txid=txid, manifest=manifest, message=message, user=user, host=host
+        )
+        prepared: m.Prepared = await self.agent.ask(request, news)
+        return prepared.record
+
+    async def commit(self, txid: str, record: str, news: News | None = None) -> m.Committed:
+        """Decide. Where the connection is lost here, the outcome is in doubt: ask ``outcome`` on a new one."""
+        request = m.Commit(repo=self.number, txid=txid, record=record)
+        committed: m.Committed = await self.agent.ask(request, news)
+        return committed
+
+    async def abort(self, txid: str) -> None:
+        """Undo the transaction and release the lock."""
+        await self.agent.ask(m.Abort(repo=self.number, txid=txid))
+
+    async def outcome(self, txid: str, seq: int) -> m.OutcomeFound:
+        """What became of a transaction that would have made snapshot ``seq``."""
+        request = m.GetOutcome(repo=self.number, txid=txid, seq=seq)
+        found: m.OutcomeFound = await self.agent.ask(request)
+        return found
+
+
+class Download:
+    """The answer of ``get_files``: payloads of :mod:`protocol.filestream`, still compressed.
+
+    Two ways to read it: ``async for``, each piece given back when the next is
+    asked for; or ``receive`` and ``consumed`` for pieces that are worked on
+    elsewhere (call ``consumed`` on the event loop).
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.consumed = exchange.consumed
+
+    async def receive(self) -> DataReceived | None:
+        """The next piece, None at the end. ``changed`` is known then."""
+        piece = await self._exchange.receive()
+        if piece is None:
+            m.parse_result(m.GetFiles, await self._exchange.response())
+        return piece
+
+    async def __aiter__(self) -> AsyncIterator[DataReceived]:
+        while (piece := await self.receive()) is not None:
+            yield piece
+            self.consumed(piece)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the agent found that a file changed while it sent it."""
+        return self._exchange.changed
+
+
+class Upload:
+    """The body of an upload: payloads of :mod:`protocol.filestream`."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.send = exchange.send
+        self._exchange = exchange
+
+    async def finish(self, *, changed: bool = False) -> m.Uploaded:
+        """End the body; what arrived. ``changed``: a file changed while it was sent."""
+        self._exchange.end(changed=changed)
+        uploaded: m.Uploaded = m.parse_result(m.Upload, await self._exchange.response())
+        return uploaded
+
+
+async def _gather(exchange: Exchange) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for piece in exchange.body():
+        part = bytes(inflate(piece.payload, piece.flags))
+        size += len(part)
+        if size > MAX_MANIFEST_BYTES:
+            raise RemoteProtocolError(f"the agent sent a manifest of more than {MAX_MANIFEST_BYTES} bytes")
+        parts.append(part)
+        await asyncio.sleep(0)
+    return b"".join(parts)
+
+
+def _hearing(news: News | None) -> Notice | None:
+    if news is None:
+        return None
+
+    def hear(name: str, fields: dict[str, Any]) -> None:
+        found = m.parse_notice(name, fields)
+        if isinstance(found, m.Phase):
+            news(found)
+
+    return hear
