@@ -50,6 +50,7 @@ _NO_CHOICES: Mapping[str, Choice] = {}
 class _Path:
     """One path that differs somewhere, and what becomes of it."""
 
+    name: str
     local: Entry | None
     cache: Entry | None
     remote: Entry | None
@@ -57,17 +58,8 @@ class _Path:
     action: Action
     take: Take | None = None  # who won, where there was a conflict
     chosen: bool = False  # by a choice, not by the preference
-    rival: Rival | None = None  # what it cannot stand beside, where that decided
-
-    @property
-    def entry(self) -> Entry:
-        found = self.local or self.cache or self.remote
-        assert found is not None
-        return found
-
-    @property
-    def name(self) -> str:
-        return self.entry.path
+    impossible: ConflictKind | None = None  # where the shape of the merged tree decided
+    other: Entry | None = None  # what it cannot stand beside
 
 
 @frozen
@@ -121,9 +113,9 @@ def reconcile(
             won = path.row.if_local if path.take is Take.LOCAL else path.row.if_remote
             if path.take is not None and won is not None:
                 path.action = won
-    rivals = _settle_impossible(paths, remote, choice_for, prefer, in_scope)
+    _settle_impossible(paths, remote, choice_for, prefer, in_scope)
     lapsed = tuple(sorted(choices.keys() - used, key=sort_key))
-    return _plan(paths, rivals, forgotten, counts, who, seq, lapsed)
+    return _plan(paths, forgotten, counts, who, seq, lapsed)
 
 
 def _differing(
@@ -149,7 +141,7 @@ def _differing(
         only_local += a is not None
         only_remote += c is not None
         row = classify(a, b, c)
-        paths.append(_Path(a, b, c, row, row.action))
+        paths.append(_Path(entry[0], a, b, c, row, row.action))
     return paths, forgotten, _Counts(unchanged, unchanged + only_local, unchanged + only_remote, outside)
 
 
@@ -159,11 +151,8 @@ def _settle_impossible(
     choice_for: Callable[[_Path], Take | None],
     prefer: Take | None,
     in_scope: Callable[[str], bool] | None,
-) -> Mapping[str, Entry]:
-    """Let go, or make conflicts of, the added paths that cannot stand in the merged tree.
-
-    Returns the entry of each added path that is in such a clash.
-    """
+) -> None:
+    """Let go, or make conflicts of, the added paths that cannot stand in the merged tree."""
     added: dict[str, _Path] = {}
     origins: dict[str, Origin] = {}
     absent: set[str] = set()
@@ -186,17 +175,24 @@ def _settle_impossible(
     for name, (take, rival) in goes.items():
         path = added[name]
         path.action = Action.DELETE_LOCAL if take is Take.REMOTE else Action.DELETE_REMOTE
-        path.take, path.rival = take, rival
-        path.chosen = choice_for(path) is not None
+        path.take, path.chosen = take, choice_for(path) is not None
+        _explain(path, rival, added)
     for name, rival in left.items():
         added[name].action = Action.CONFLICT
-        added[name].rival = rival
-    return {name: added[name].entry for name in (*goes, *left)}
+        _explain(added[name], rival, added)
+
+
+def _explain(path: _Path, rival: Rival, added: Mapping[str, _Path]) -> None:
+    folder = rival.file_and_folder
+    path.impossible = ConflictKind.FILE_AND_FOLDER if folder else ConflictKind.NAMES_COLLIDE
+    if isinstance(rival.other, str):
+        path.other = added[rival.other].local or added[rival.other].remote
+    else:
+        path.other = rival.other
 
 
 def _plan(
     paths: Iterable[_Path],
-    rivals: Mapping[str, Entry],
     forgotten: list[Entry],
     counts: _Counts,
     who: str,
@@ -227,9 +223,9 @@ def _plan(
             case Action.DROP_CACHE if b is not None:
                 drops.append(b)
         if path.action is Action.CONFLICT:
-            conflicts.append(_conflict(path, rivals, who))
+            conflicts.append(_conflict(path, who))
         elif path.take is not None:
-            resolutions.append(Resolution(_conflict(path, rivals, who), path.take, path.chosen))
+            resolutions.append(Resolution(_conflict(path, who), path.take, path.chosen))
             if path.take is Take.REMOTE and a is not None and not (_holds(b, a) or _holds(c, a)):
                 kept.append(a)
     drops.sort(key=lambda entry: sort_key(entry.path))
@@ -253,14 +249,9 @@ def _plan(
     )
 
 
-def _conflict(path: _Path, rivals: Mapping[str, Entry], who: str) -> Conflict:
-    if path.rival is None:
-        kind, other = KIND_OF_STATE[path.row.state], None
-    else:
-        folder = path.rival.file_and_folder
-        kind = ConflictKind.FILE_AND_FOLDER if folder else ConflictKind.NAMES_COLLIDE
-        other = rivals[path.rival.other] if isinstance(path.rival.other, str) else path.rival.other
-    return Conflict(path.name, kind, path.local, path.cache, path.remote, other, who)
+def _conflict(path: _Path, who: str) -> Conflict:
+    kind = path.impossible or KIND_OF_STATE[path.row.state]
+    return Conflict(path.name, kind, path.local, path.cache, path.remote, path.other, who)
 
 
 def _holds(entry: Entry | None, wanted: Entry) -> bool:
