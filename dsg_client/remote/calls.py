@@ -124,7 +124,7 @@ class RemoteAgent:
         exchange.end()
 
     def send_rows_beside(self, exchange: Exchange, rows: ManyRows) -> asyncio.Task[None]:
-        """Send ``rows`` while the answer is read; an error in making them ends the exchange with that error."""
+        """Send ``rows`` while the answer is read; an error in making them ends the exchange."""
 
         async def send() -> None:
             try:
@@ -256,7 +256,7 @@ class RemoteRepo:
         return prepared.record
 
     async def commit(self, txid: str, record: str, news: News | None = None) -> m.Committed:
-        """Decide. Where the connection is lost here, the outcome is in doubt: ask ``outcome`` on a new one."""
+        """Decide. With the connection lost here the outcome is in doubt: ask ``outcome`` on a new one."""
         request = m.Commit(repo=self.number, txid=txid, record=record)
         committed: m.Committed = await self.agent.ask(request, news)
         return committed

@@ -69,7 +69,7 @@ class AgentSession:
         self._closed = False
         self._flush_planned = False
         self._room = _Bell()  # something left the queue
-        self._slots = _Bell()  # a request is over
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for a request's place
         self._heartbeat_every = heartbeat_every
         self._silence_limit = silence_limit
         self._last_heard = self._expected_tick = time.monotonic()
@@ -110,14 +110,36 @@ class AgentSession:
         ``body``: ``send`` and ``end`` follow. ``notice`` is called with the
         agent's news of the running request.
         """
-        while not self.connection.can_request:
-            self._check()
-            await self._slots.wait()
-        self._check()
+        await self._place()
         stream = self.connection.send_request(method, dict(params), body=body)
         exchange = self._exchanges[stream] = Exchange(self, stream, method, notice)
         self._plan_flush()
         return exchange
+
+    async def _place(self) -> None:
+        """Wait, in turn, until one more request may be issued."""
+        if self._waiting or not self.connection.can_request:
+            while True:
+                self._check()
+                place: asyncio.Future[None] = self._loop.create_future()
+                self._waiting.append(place)
+                try:
+                    await place
+                except asyncio.CancelledError:
+                    if place.done() and not place.cancelled():
+                        self._free_places()  # it was this one's turn: pass it on
+                    raise
+                if self.connection.can_request or self._failure is not None:
+                    break
+        self._check()
+
+    def _free_places(self) -> None:
+        count = len(self._waiting) if self._failure is not None else self.connection.can_request
+        while count > 0 and self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                count -= 1
 
     async def close(self, limit: float = 0.5) -> None:
         """Say goodbye and let go. Repeatable, never raises.
@@ -174,7 +196,7 @@ class AgentSession:
                 if exchange is not None:
                     exchange._credit.ring()
             case RequestDropped():
-                self._slots.ring()
+                self._free_places()
             case GoodbyeReceived():
                 if event.error is not None:
                     self._fail(event.error)
@@ -197,7 +219,7 @@ class AgentSession:
                 exchange._fail(error)
             self._exchanges.clear()
             self._room.ring()
-            self._slots.ring()
+            self._free_places()
 
     def _plan_flush(self) -> None:
         # Not at once: what is queued in the same turn of the loop travels together.
@@ -237,7 +259,7 @@ class AgentSession:
 
     def _over(self, exchange: Exchange) -> None:
         if self._exchanges.pop(exchange.stream, None) is not None:
-            self._slots.ring()
+            self._free_places()
 
 
 class Exchange:
