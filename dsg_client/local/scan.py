@@ -1,0 +1,311 @@
+"""Reading L: one pass over the working folder that yields its entries in canonical order.
+
+A file whose size, mtime, ctime and inode are those of its row in the stat
+index is not read; the others are hashed in threads while the walk goes on,
+and come out in order.
+
+A scan is all or nothing: what cannot be synced is collected, *all of it*, and
+raised at the end, when everything else has been yielded:
+
+1. names, links and kinds that are refused: PathsRefusedError (exit 12);
+2. files and folders that cannot be read, and file systems mounted inside:
+   LocalStorageError (exit 10);
+3. files that changed while they were read: LocalChangedError (exit 15).
+
+A caller must therefore not act before the iteration has ended. The index
+changes are good all the same, also after an error or an interruption, so that
+hours of hashing are not done twice.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stat_bits
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from dsg_client.local.findings import Findings
+from dsg_client.local.hashing import FileRead, HashPool, OpenFolder, identity_of
+from dsg_client.local.index import Binding, FileClock, IndexChanges, IndexRow, read_index, save_index
+from dsg_client.local.machine import filesystem_id
+from dsg_client.local.scope import Scope
+from dsg_client.local.walk import Run, Walk
+from dsg_client.local.workdir import Workdir
+from protocol.digest import DEFAULT
+from protocol.manifest import FILE, LINK, Entry
+from protocol.paths import PathProblem, check_link_target, sort_key
+from protocol.tree.fs import Capabilities
+
+__all__ = ["Identity", "Scan", "Scanned", "index_binding", "save_index_changes", "scan_workdir"]
+
+# (size, mtime_ns, ctime_ns, inode), as the file system gave them.
+Identity = tuple[int, int, int, int]
+
+
+class Scanned(NamedTuple):
+    """An entry of L, and the numbers by which it can later be told that nobody touched it."""
+
+    entry: Entry
+    identity: Identity
+
+
+_LOOKAHEAD = 4096  # entries that may wait for a file before them to be hashed
+_KINDS = {
+    stat_bits.S_IFIFO: "is a fifo (named pipe)",
+    stat_bits.S_IFSOCK: "is a socket",
+    stat_bits.S_IFCHR: "is a device",
+    stat_bits.S_IFBLK: "is a device",
+}
+_NO_ROW: IndexRow = ("", 0, 0, 0, 0, b"")
+_new = tuple.__new__
+
+
+class Scan:
+    """One pass over a working folder. Iterate it once, to the end; then read the counters."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        scope: Scope,
+        *,
+        algorithm: str = DEFAULT,
+        capabilities: Capabilities | None = None,
+        index: Iterable[IndexRow] = (),
+        clock: FileClock | None = None,
+        portable_names: bool = False,
+        verify: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        """A scan of ``root`` by the rules of ``scope``; nothing is read before it is iterated.
+
+        ``index``: rows of the stat index, in canonical order. ``clock``: the
+        file system's, without which no new row is trusted. ``verify`` reads
+        every byte, whatever the index says. ``capabilities`` tells of a file
+        system that hands back names in another normal form than it was given.
+        ValueError when the digest algorithm is not installed.
+        """
+        self.findings = Findings(portable_names)
+        #: What to change in the stat index; good also when the scan failed or was given up.
+        self.changes = IndexChanges()
+        self.files = self.links = self.bytes = 0
+        self.hashed_files = self.hashed_bytes = 0
+        #: With ``verify``: paths whose content changed under unchanged numbers. A failing disk, most likely.
+        self.rotten: list[str] = []
+        self._index = iter(index)
+        self._row: IndexRow = next(self._index, _NO_ROW)
+        self._clock = clock
+        self._verify = verify
+        self._walk = Walk(
+            os.fspath(root),
+            scope,
+            self.findings,
+            to_nfc=capabilities is not None and not capabilities.keeps_normal_form,
+        )
+        self._pool = HashPool(algorithm, threads or min(4, (os.cpu_count() or 1) + 1))
+        # In canonical order: entries, files being read with their old row, paths to drop from the index.
+        self._waiting: deque[Scanned | tuple[FileRead, IndexRow] | str] = deque()
+
+    @property
+    def warnings(self) -> list[PathProblem]:
+        """Names that only Windows could not hold, and data folders that are links."""
+        return self.findings.warnings
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes hashed so far, also from another thread while the scan runs; for showing progress."""
+        return self._pool.bytes_read
+
+    def __iter__(self) -> Iterator[Scanned]:
+        try:
+            for run in self._walk:
+                yield from self._visit(run)
+            while self._waiting:
+                yield from self._ready(force=True)
+            while self._row[0]:
+                self._skip_row()
+            yield from self._ready(force=False)
+        finally:
+            self._pool.close()
+            self._walk.close()
+        self.findings.raise_if_any()
+
+    def _visit(self, run: Run) -> Iterator[Scanned]:
+        prefix, waiting, verify = run.prefix, self._waiting, self._verify
+        spell = None if self._walk.plain_spelling else self._walk.spell
+        row = self._row
+        for item in run.items:
+            name = item.name
+            path = prefix + (name if spell is None else spell(item))
+            try:
+                if run.fresh:
+                    found = item.stat(follow_symlinks=False)
+                else:
+                    found = os.stat(name, dir_fd=run.folder.fd, follow_symlinks=False)
+            except OSError as error:
+                self.findings.failed(path, error)
+                continue
+            mode = found.st_mode
+            if row[0] != path and row[0]:
+                self._row = row
+                row = self._seek_row(path)
+            if mode & 0o170000 != stat_bits.S_IFREG:
+                scanned = self._special(run.folder, name, path, found)
+                if scanned is None:
+                    continue
+            else:
+                identity = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+                old = _NO_ROW
+                if row[0] == path:
+                    old = row
+                    row = self._row = next(self._index, _NO_ROW)
+                if old[1:5] != identity or verify:
+                    if not self.findings.refused:
+                        file = FileRead(run.folder, name, path, identity)
+                        self._pool.add(file)
+                        waiting.append((file, old))
+                        yield from self._ready(force=len(waiting) > _LOOKAHEAD)
+                    continue
+                self.files += 1
+                self.bytes += identity[0]
+                scanned = _new(
+                    Scanned,
+                    (
+                        _new(Entry, (path, FILE, old[5], mode & 0o100 != 0, identity[0], identity[1], "", 0)),
+                        identity,
+                    ),
+                )
+            if waiting:
+                waiting.append(scanned)
+                if len(waiting) > _LOOKAHEAD:
+                    yield from self._ready(force=True)
+            else:
+                yield scanned
+        self._row = row
+
+    def _special(self, folder: OpenFolder, name: str, path: str, found: os.stat_result) -> Scanned | None:
+        """A link; anything else is refused."""
+        if not stat_bits.S_ISLNK(found.st_mode):
+            kind = _KINDS.get(stat_bits.S_IFMT(found.st_mode))
+            if kind is None:
+                self.findings.changed.append((path, "became something else"))
+            else:
+                self.findings.refuse(PathProblem(path, f"{kind}; only files and links can be synced"))
+            return None
+        try:
+            target = os.readlink(name, dir_fd=folder.fd)
+        except OSError as error:
+            self.findings.failed(path, error)
+            return None
+        reason = check_link_target(path, target)
+        if reason is not None:
+            self.findings.refuse(PathProblem(path, reason))
+            return None
+        self.links += 1
+        return Scanned(Entry(path, LINK, target.encode(), False, 0, 0), identity_of(found))
+
+    # The stat index
+
+    def _seek_row(self, path: str) -> IndexRow:
+        """Go on in the index to the first row that is not before ``path``."""
+        key = sort_key(path)
+        while self._row[0] and sort_key(self._row[0]) < key:
+            self._skip_row()
+        return self._row
+
+    def _skip_row(self) -> None:
+        # In a scan that fails, a path may be missing only because its folder could not be read.
+        if not self.findings.any:
+            if self._waiting:
+                self._waiting.append(self._row[0])
+            else:
+                self.changes.drop(self._row[0])
+        self._row = next(self._index, _NO_ROW)
+
+    # Files that were read
+
+    def _ready(self, *, force: bool) -> Iterator[Scanned]:
+        """What can be yielded now, in order; with ``force`` at least the first, after waiting for it."""
+        waiting = self._waiting
+        while waiting:
+            first = waiting[0]
+            if isinstance(first, Scanned):
+                yield first
+            elif isinstance(first, str):
+                self.changes.drop(first)
+            else:
+                file, old = first
+                if force:
+                    self._pool.wait(file)
+                elif file.done is None or not file.done.done():
+                    return
+                scanned = self._finished(file, old)
+                if scanned is not None:
+                    yield scanned
+            force = False
+            waiting.popleft()
+
+    def _finished(self, file: FileRead, old: IndexRow) -> Scanned | None:
+        if file.error is not None:
+            self.findings.failed(file.path, file.error)
+            return None
+        if file.changed:
+            self.findings.changed.append((file.path, file.changed))
+            return None
+        size, mtime_ns, ctime_ns, _ = file.identity
+        self.files += 1
+        self.bytes += size
+        self.hashed_files += 1
+        self.hashed_bytes += size
+        if old[1:5] == file.identity:
+            if old[5] == file.digest:
+                return self._entry(file)
+            self.rotten.append(file.path)
+        if self._clock is not None and self._clock.settled(mtime_ns, ctime_ns, file.read_ns):
+            self.changes.put(file.path, file.identity, file.digest)
+        elif old[0]:
+            self.changes.drop(file.path)
+        return self._entry(file)
+
+    def _entry(self, file: FileRead) -> Scanned:
+        size, mtime_ns = file.identity[:2]
+        entry = Entry(file.path, FILE, file.digest, file.executable, size, mtime_ns)
+        return Scanned(entry, file.identity)
+
+
+def scan_workdir(
+    workdir: Workdir,
+    scope: Scope,
+    *,
+    algorithm: str = DEFAULT,
+    portable_names: bool = False,
+    verify: bool = False,
+) -> Scan:
+    """A scan of ``workdir`` with its stat index; afterwards see :func:`save_index_changes`.
+
+    ValueError when the digest algorithm is not installed.
+    """
+    return Scan(
+        workdir.root,
+        scope,
+        algorithm=algorithm,
+        capabilities=workdir.tree.capabilities,
+        index=read_index(workdir.tree, index_binding(workdir, algorithm)),
+        clock=FileClock.measure(workdir.tree),
+        portable_names=portable_names,
+        verify=verify,
+    )
+
+
+def index_binding(workdir: Workdir, algorithm: str) -> Binding:
+    """What the index of this folder is bound to."""
+    return Binding(workdir.machine, filesystem_id(workdir.root), workdir.device_inode[1], algorithm)
+
+
+def save_index_changes(workdir: Workdir, algorithm: str, changes: IndexChanges) -> bool:
+    """Write what a scan or an apply learned; False when it cannot be written, which costs only time."""
+    try:
+        save_index(workdir.tree, index_binding(workdir, algorithm), changes)
+    except OSError:
+        return False
+    return True

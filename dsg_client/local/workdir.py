@@ -1,0 +1,393 @@
+"""The working folder: finding it, its ``.dsg``, and the lock that lets one command change it at a time.
+
+``.dsg`` is private to its owner (0700). ``.dsg/format`` is written last when
+it is made, so that a folder without one is known to be unfinished.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import stat as stat_bits
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from attrs import frozen
+
+from dsg_client.local.machine import host_name, login_name, machine_id
+from protocol.errors import ConfigError, LocalStorageError, LockedError, VersionError
+from protocol.paths import escape
+from protocol.tree.actions import AREA, TMP
+from protocol.tree.fs import Lock, TreeFS
+from protocol.tree.posix import PosixTree
+
+__all__ = [
+    "CONFIG_NAME",
+    "LocalLock",
+    "Workdir",
+    "create_workdir",
+    "find_root",
+    "open_workdir",
+    "refuse_overlap",
+]
+
+CONFIG_NAME = ".dsgconfig.yml"
+FORMAT = 1
+_FORMAT_PATH = f"{AREA}/format"
+_LOCK_PATH = f"{AREA}/lock"
+_HOLDER_PATH = f"{AREA}/lock.holder"
+
+
+def find_root(start: str | os.PathLike[str] = ".") -> Path:
+    """The tree's root: the nearest folder from ``start`` upward that has ``.dsg`` or ``.dsgconfig.yml``.
+
+    ConfigError when there is none.
+    """
+    here = Path(os.path.abspath(start))
+    for folder in (here, *here.parents):
+        if (folder / AREA).is_dir() or (folder / CONFIG_NAME).is_file():
+            return folder
+    raise ConfigError(
+        f"no DSG folder here: neither '{escape(str(here))}' nor any folder above it "
+        f"has {AREA} or {CONFIG_NAME}",
+        hint="Change into your working folder, or make one: `dsg init REMOTE` or `dsg clone REMOTE`.",
+        facts={"folder": str(here)},
+    )
+
+
+@frozen
+class Workdir:
+    """A working folder, opened: its path for messages, its tree for everything else."""
+
+    root: Path
+    tree: TreeFS
+    machine: str  # which machine this is; journal and stat index are bound to it
+    device_inode: tuple[int, int]  # of the root
+
+    def close(self) -> None:
+        """Let go of the tree's descriptors."""
+        self.tree.close()
+
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def lock(self, command: str, *, now: Callable[[], float] = time.time) -> LocalLock:
+        """Take the folder's lock, without waiting; ``command`` is shown to whoever comes second.
+
+        LockedError says who holds it, since when and from where. The system
+        lets go of it when the process ends, however it ends.
+        """
+        lock = _take(self.tree)
+        if lock is None:
+            raise _locked(self.tree, self.machine)
+        holder = {
+            "format": FORMAT,
+            "user": login_name(),
+            "host": host_name(),
+            "machine": self.machine,
+            "pid": os.getpid(),
+            "since": int(now()),
+            "command": command,
+        }
+        try:
+            _write_small(self.tree, _HOLDER_PATH, json.dumps(holder).encode())
+        except BaseException:
+            lock.release()
+            raise
+        return LocalLock(self.tree, lock)
+
+
+class LocalLock:
+    """The held lock of a working folder; a context manager."""
+
+    def __init__(self, tree: TreeFS, lock: Lock) -> None:
+        self._tree = tree
+        self._lock: Lock | None = lock
+
+    def fileno(self) -> int:
+        """For handing it to a child process that changes the folder."""
+        if self._lock is None:
+            raise ValueError("the lock was released")
+        return self._lock.fileno()
+
+    def release(self) -> None:
+        """Let go; harmless when done twice."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        try:
+            self._tree.unlink(_HOLDER_PATH)
+        except OSError:
+            pass  # says who holds the lock, and nobody reads it while the lock is free
+        lock.release()
+
+    def __enter__(self) -> LocalLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _take(tree: TreeFS) -> Lock | None:
+    try:
+        return tree.lock(_LOCK_PATH)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _storage(_LOCK_PATH, error) from error
+    try:
+        tree.write_bytes(_LOCK_PATH, b"")
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise _storage(_LOCK_PATH, error) from error
+    return tree.lock(_LOCK_PATH)
+
+
+def _locked(tree: TreeFS, machine: str) -> LockedError:
+    holder: dict[str, object] = {}
+    # The holder may have the lock for an instant before it says who it is.
+    for _ in range(5):
+        try:
+            found = json.loads(tree.read_bytes(_HOLDER_PATH, 64 * 1024))
+            if isinstance(found, dict) and _may_be_alive(found, machine):
+                holder = found
+                break
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.02)
+    who = "another DSG command"
+    if holder:
+        since = holder.get("since")
+        when = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(since)) if isinstance(since, int) else "?"
+        who = (
+            f"'{escape(str(holder.get('command', '?')))}' of {escape(str(holder.get('user', '?')))} "
+            f"on {escape(str(holder.get('host', '?')))} (process {escape(str(holder.get('pid', '?')))}), "
+            f"since {when}"
+        )
+    return LockedError(
+        f"this folder is in use by {who}",
+        hint="Wait until it ends, or try again later: `dsg sync --retries 5`.",
+        facts={"holder": {k: holder[k] for k in ("user", "host", "pid", "since", "command") if k in holder}},
+    )
+
+
+def _may_be_alive(holder: dict[str, object], machine: str) -> bool:
+    pid = holder.get("pid")
+    if holder.get("machine") != machine or not isinstance(pid, int) or pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False  # left by a command that was killed
+    except OSError:
+        pass
+    return True
+
+
+def open_workdir(root: str | os.PathLike[str], *, tree: TreeFS | None = None) -> Workdir:
+    """Open the working folder ``root``, which must have a finished ``.dsg``.
+
+    ConfigError when it has none, or when others than its owner could write to
+    it; VersionError when a newer DSG made it.
+    """
+    path = Path(os.path.realpath(root))
+    opened = tree or _open_tree(path)
+    try:
+        _refuse_foreign(path, opened)
+        _check_format(opened, path)
+    except BaseException:
+        if tree is None:
+            opened.close()
+        raise
+    return _workdir(path, opened)
+
+
+def create_workdir(root: str | os.PathLike[str], cache: bytes, *, tree: TreeFS | None = None) -> Workdir:
+    """Make ``.dsg`` in the folder ``root`` with the encoded C, and open it.
+
+    Goes on with one that an interrupted attempt left unfinished. ConfigError
+    when ``root`` is a working folder already; LocalStorageError when it
+    cannot be written. An attempt that fails leaves an unfinished ``.dsg``.
+    """
+    path = Path(os.path.realpath(root))
+    opened = tree or _open_tree(path)
+    try:
+        try:
+            opened.stat(_FORMAT_PATH)
+        except FileNotFoundError:
+            pass
+        else:
+            raise ConfigError(
+                f"'{escape(str(path))}' is a DSG working folder already",
+                hint="`dsg remote` shows which repository it belongs to.",
+                facts={"folder": str(path)},
+            )
+        try:
+            _make_private(path)
+            _refuse_foreign(path, opened)
+            opened.make_folders(TMP)
+            for name, content in ((_LOCK_PATH, b""), (f"{AREA}/cache", cache)):
+                _write_small(opened, name, content)
+            opened.flush_folder(AREA)
+            _write_small(opened, _FORMAT_PATH, f"dsg working folder\nformat {FORMAT}\n".encode())
+            opened.flush_folder(AREA)
+            opened.flush_folder("")
+        except OSError as error:
+            raise _storage(AREA, error) from error
+    except BaseException:
+        if tree is None:
+            opened.close()
+        raise
+    return _workdir(path, opened)
+
+
+def _workdir(path: Path, tree: TreeFS) -> Workdir:
+    top = tree.stat("")
+    return Workdir(path, tree, machine_id(), (top.device, top.inode))
+
+
+def _open_tree(path: Path) -> TreeFS:
+    try:
+        return PosixTree.open_tree(str(path))
+    except OSError as error:
+        raise _storage(str(path), error) from error
+
+
+def _make_private(path: Path) -> None:
+    area = path / AREA
+    try:
+        os.mkdir(area, 0o700)
+    except FileExistsError:
+        pass
+    # Not less than the umask let through, and nothing for anybody else.
+    found = os.lstat(area)
+    if stat_bits.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+        os.chmod(area, 0o700)
+
+
+def _refuse_foreign(path: Path, tree: TreeFS) -> None:
+    try:
+        found = tree.stat(AREA)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"'{escape(str(path))}' is not a DSG working folder yet: it has no {AREA}",
+            hint="`dsg clone` connects it to the repository that its .dsgconfig.yml names; "
+            "`dsg init REMOTE` makes a new repository.",
+            facts={"folder": str(path)},
+        ) from None
+    except OSError as error:
+        raise _storage(AREA, error) from error
+    shown = escape(str(path / AREA))
+    if not stat_bits.S_ISDIR(os.lstat(path / AREA).st_mode):
+        raise ConfigError(f"'{shown}' is not a folder", hint="Remove it, then clone again.")
+    mine = os.geteuid()
+    if found.uid != mine and mine != 0:
+        raise ConfigError(
+            f"'{shown}' belongs to another account (uid {found.uid}; yours is {mine})",
+            hint="Use a working folder of your own: `dsg clone REMOTE FOLDER`.",
+            facts={"folder": str(path), "uid": found.uid},
+        )
+    if found.mode & 0o022:
+        raise ConfigError(
+            f"'{shown}' can be written to by others (mode {found.mode:04o})",
+            hint=f"Take that right away: chmod 700 '{shown}'. If others may have used it, clone anew.",
+            facts={"folder": str(path), "mode": found.mode},
+        )
+
+
+def _check_format(tree: TreeFS, path: Path) -> None:
+    shown = escape(str(path / AREA))
+    try:
+        text = tree.read_bytes(_FORMAT_PATH, 4096).decode("ascii", "replace")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"'{shown}' is unfinished: an `init` or `clone` was interrupted here",
+            hint="Run that command again; it goes on where it stopped. No file of yours was touched.",
+            facts={"folder": str(path)},
+        ) from None
+    except OSError as error:
+        raise _storage(_FORMAT_PATH, error) from error
+    lines = text.split("\n")
+    try:
+        if lines[0] != "dsg working folder":
+            raise ValueError
+        number = int(lines[1].removeprefix("format "))
+    except (ValueError, IndexError):
+        raise ConfigError(
+            f"'{shown}/format' does not say what a working folder's says; it is {escape(text[:80])!r}",
+            hint="If this is a repository's folder, sync with it from a working folder; do not work inside.",
+            facts={"folder": str(path)},
+        ) from None
+    if number > FORMAT:
+        raise VersionError(
+            f"'{shown}' has format {number}, and this version of DSG reads formats up to {FORMAT}",
+            hint="Upgrade DSG on this machine: pip install --upgrade dsg-sync.",
+            facts={"folder": str(path), "format": number},
+        )
+
+
+def _write_small(tree: TreeFS, path: str, content: bytes) -> None:
+    """Replace a small file of the area at once; OSError leaves the old one."""
+    temporary = f"{TMP}/{path.rpartition('/')[2]}.{secrets.token_hex(4)}"
+    tree.make_folders(TMP)
+    tree.write_bytes(temporary, content)
+    try:
+        tree.move(temporary, path)
+    except BaseException:
+        tree.unlink(temporary)
+        raise
+
+
+def refuse_overlap(local: str | os.PathLike[str], repository: str | os.PathLike[str]) -> None:
+    """ConfigError when a repository on this machine is, or is inside, or is around the working folder.
+
+    Compared by what the folders are, not by how they are spelled: links, bind
+    mounts and case-insensitive names do not hide an overlap. The repository
+    need not exist yet.
+    """
+    for inner, outer, how in (
+        (repository, local, "lies inside"),
+        (local, repository, "lies around"),
+    ):
+        target = _identity(outer)
+        if target is None:
+            continue
+        folder = Path(os.path.realpath(inner))
+        for step in (folder, *folder.parents):
+            if _identity(step) == target:
+                what = "is" if step == folder else how
+                raise ConfigError(
+                    f"the repository '{escape(os.fspath(repository))}' {what} "
+                    f"the working folder '{escape(os.fspath(local))}'",
+                    hint="Choose a place for the repository outside of every working folder.",
+                    facts={"repository": os.fspath(repository), "folder": os.fspath(local)},
+                )
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def _storage(path: str, error: OSError) -> LocalStorageError:
+    reason = error.strerror or os.strerror(error.errno or errno.EIO)
+    return LocalStorageError(
+        f"'{escape(path)}' cannot be used: {reason}",
+        hint="Nothing was synced. Check the rights of the folder, the space on the disk and its health.",
+        facts={"path": path, "reason": reason},
+    )
