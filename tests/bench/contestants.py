@@ -88,7 +88,7 @@ class Dsg:
         (place.source / ".dsgconfig.yml").unlink(missing_ok=True)
         place.remote.parent.mkdir(parents=True, exist_ok=True)
         made = subprocess.run(
-            [self.command, "--quiet", "init", f"{place.host}:{place.remote}"],
+            [self.command, "init", "--quiet", f"{place.host}:{place.remote}"],
             cwd=place.source,
             env=place.env,
             stdin=subprocess.DEVNULL,
@@ -100,7 +100,7 @@ class Dsg:
             raise RuntimeError(f"dsg init exited with {made.returncode}:\n{made.stdout}{made.stderr}")
 
     def upload(self, place: Place) -> list[str]:
-        return [str(self.command), "--quiet", "sync"]
+        return [str(self.command), "sync", "--quiet"]
 
     def clone(self, place: Place) -> list[str]:
-        return [str(self.command), "--quiet", "clone", f"{place.host}:{place.remote}", str(place.clone)]
+        return [str(self.command), "clone", "--quiet", f"{place.host}:{place.remote}", str(place.clone)]
