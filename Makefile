@@ -43,13 +43,16 @@ clean: ## Remove what the other targets made
 venv: $(VENV)/.made ## Make or refresh .venv, where all of the above run
 
 # Made anew when pyproject.toml is newer, and when the folder was moved: what is installed holds absolute paths.
+# editable_mode=compat: setuptools' usual import hook costs every start of Python here 20 ms, which the tests of
+# start-up times and the benchmark would measure.
 $(VENV)/.made: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "DSG needs Python 3.11 or newer; choose one with: make PYTHON=/path/to/python3"; exit 1; }
 	@if [ "$$(cat $@ 2> /dev/null)" != "$(CURDIR)" ]; then \
 		.ci/packages python3-venv; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
 	@echo "installing DSG and its tools into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
+		--config-settings editable_mode=compat -e '.[dev]'
 	@echo "$(CURDIR)" > $@
 
 ifneq ($(shell cat $(VENV)/.made 2> /dev/null),$(CURDIR))
