@@ -27,7 +27,7 @@ from protocol.tree.actions import (
     Expected,
     Staged,
 )
-from protocol.tree.apply import Applied, Held, Phase, Unexpected, apply
+from protocol.tree.apply import apply
 from protocol.tree.finish import finish
 from protocol.tree.journal import (
     Journal,
@@ -37,6 +37,7 @@ from protocol.tree.journal import (
     read_journal,
     write_prepared,
 )
+from protocol.tree.report import Applied, Held, Phase, Unexpected
 from protocol.tree.staging import SourceChangedError, Staging, remove_all, sweep
 
 __all__ = [

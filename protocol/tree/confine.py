@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import lru_cache
 from typing import Final
 
 from protocol.tree.syscalls import Syscalls
@@ -20,7 +21,9 @@ __all__ = ["AREA", "Beneath", "Folder", "encode", "split"]
 
 AREA: Final = ".dsg"  # DSG's own folder in a tree
 _AREA_RAW: Final = AREA.encode()
+_IN_AREA: Final = _AREA_RAW + b"/"
 _CACHED_FOLDERS = 64
+_DOUBTFUL = (b"", b".")  # beginnings of names that need a closer look
 # PATH_MAX is 4096 with the final NUL; a longer path is opened in parts.
 _PART_BYTES = 4000
 
@@ -34,17 +37,23 @@ def encode(path: str) -> bytes:
         raw = path.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise OSError(errno.EILSEQ, os.strerror(errno.EILSEQ), path) from None
-    padded = b"/" + raw + b"/"
     # NUL would end the path early in a C call.
-    if b"//" in padded or b"/./" in padded or b"/../" in padded or b"\0" in raw:
-        raise OSError(errno.EINVAL, "not a plain relative path", path)
-    return raw
+    if b"\0" not in raw:
+        if raw[:1] not in _DOUBTFUL and b"/" not in raw:
+            return raw
+        padded = b"/" + raw + b"/"
+        if b"//" not in padded and b"/./" not in padded and b"/../" not in padded:
+            return raw
+    raise OSError(errno.EINVAL, "not a plain relative path", path)
+
+
+_encode_folder = lru_cache(1024)(encode)  # operations come in runs within one folder
 
 
 def split(path: str) -> tuple[bytes, bytes]:
     """(folder, name) of a path, as the system's bytes."""
-    folder, _, name = encode(path).rpartition(b"/")
-    return folder, name
+    folder, slash, name = path.rpartition("/")
+    return (_encode_folder(folder) if slash else b""), encode(name)
 
 
 class Folder:
@@ -59,8 +68,14 @@ class Folder:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def __del__(self, _close=os.close) -> None:  # type: ignore[no-untyped-def]
-        _close(self.fd)
+        if self.fd >= 0:
+            _close(self.fd)
 
 
 class Beneath:
@@ -76,12 +91,13 @@ class Beneath:
         self.root = root
         self._open_beneath = syscalls.open_beneath
         self._kept: dict[bytes, Folder] = {}
+        self._kept_or_above: set[bytes] = set()
 
     def open(self, path: bytes) -> Folder:
         """The folder at ``path``, for use as a parent; ENOENT, ENOTDIR, ELOOP as the system says."""
         if not path:
             return self.root
-        if path.startswith(_AREA_RAW):
+        if path.startswith(_IN_AREA) or path == _AREA_RAW:
             kept = self._kept.get(path)
             # Without links left it was removed behind this object's back, and may exist anew.
             if kept is not None and os.fstat(kept.fd).st_nlink:
@@ -90,6 +106,10 @@ class Beneath:
             if len(self._kept) >= _CACHED_FOLDERS:
                 self._kept.pop(next(iter(self._kept)), None)
             self._kept[path] = opened
+            above = path
+            while above:
+                self._kept_or_above.add(above)
+                above = above.rpartition(b"/")[0]
             return opened
         return Folder(self._open(path, read=False))
 
@@ -99,15 +119,14 @@ class Beneath:
             return Folder(os.open(b".", os.O_RDONLY | _WALK, dir_fd=self.root.fd))
         return Folder(self._open(path, read=True))
 
-    def forget(self, path: bytes) -> bool:
-        """Drop kept descriptors at and below ``path``; whether there were any."""
-        if not path.startswith(_AREA_RAW):
-            return False
+    def forget(self, path: bytes) -> None:
+        """Drop kept descriptors at and below ``path``, which is there no more."""
+        if path not in self._kept_or_above:
+            return
         below = path + b"/"
-        stale = [kept for kept in list(self._kept) if kept == path or kept.startswith(below)]
-        for kept in stale:
-            self._kept.pop(kept, None)
-        return bool(stale)
+        for kept in list(self._kept):
+            if kept == path or kept.startswith(below):
+                self._kept.pop(kept, None)
 
     def close(self) -> None:
         self._kept.clear()

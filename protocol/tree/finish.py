@@ -5,15 +5,14 @@ from __future__ import annotations
 from protocol.tree.actions import (
     AREA,
     JOURNAL_DECIDED,
-    REPLACED,
-    RESCUED,
     STAGING,
     TRASH,
 )
-from protocol.tree.apply import Unexpected, rescue
 from protocol.tree.fs import TreeFS
 from protocol.tree.journal import Journal
+from protocol.tree.report import Unexpected
 from protocol.tree.staging import remove_all
+from protocol.tree.taking import rescue, rescue_area
 
 __all__ = ["finish"]
 
@@ -28,7 +27,7 @@ def finish(tree: TreeFS, journal: Journal, unexpected: Unexpected = Unexpected.K
     """
     txid = journal.txid
     trash, staging = f"{TRASH}/{txid}", f"{STAGING}/{txid}"
-    area = f"{REPLACED if unexpected is Unexpected.KEEP else RESCUED}/{txid}"
+    area = rescue_area(txid, unexpected)
     saved = []
     try:
         slots = tree.names(staging)

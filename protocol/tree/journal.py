@@ -13,6 +13,7 @@ That rename, once the folder is flushed, is the commit record.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -145,7 +146,7 @@ def write_prepared(tree: TreeFS, journal: Journal) -> None:
     """
     for existing in (JOURNAL_DECIDED, JOURNAL_PREPARED):
         if _exists(tree, existing):
-            raise FileExistsError(17, "another transaction's journal waits to be settled", existing)
+            raise FileExistsError(errno.EEXIST, "another transaction's journal waits to be settled", existing)
     tree.make_folders(TMP)
     path = f"{TMP}/journal-{check_txid(journal.txid)}"
     try:

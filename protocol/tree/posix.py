@@ -62,6 +62,7 @@ class PosixTree:
 
     def close(self) -> None:
         self._beneath.close()
+        self._root.close()
 
     @property
     def device(self) -> int:
@@ -213,7 +214,7 @@ class PosixTree:
         source_folder, source_name = self._changing(source)
         target_folder, target_name = self._changing(target)
         found = os.stat(source_name, dir_fd=source_folder.fd, follow_symlinks=False)
-        if stat.S_ISREG(found.st_mode):
+        if not stat.S_ISDIR(found.st_mode):
             try:
                 os.link(
                     source_name,
@@ -322,10 +323,10 @@ class PosixTree:
         """A folder may have left ``path``: its descriptors go, and if unflushed it is noted anew."""
         raw = encode(path)
         self._beneath.forget(raw)
-        if self._unflushed is None or target is None:
+        if not self._unflushed or target is None:
             return
         below = raw + b"/"
-        for old in [p for p in self._unflushed if p == raw or p.startswith(below)]:
+        for old in [p for p in list(self._unflushed) if p == raw or p.startswith(below)]:
             self._unflushed.add(encode(target) + old[len(raw) :])
 
     def lock(self, path: str, *, shared: bool = False) -> PosixLock | None:

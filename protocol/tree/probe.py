@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from protocol.tree.actions import AREA, TMP
 from protocol.tree.fs import Capabilities, Kind, TreeFS
+from protocol.tree.staging import remove_all
 
 __all__ = ["probe"]
 
@@ -41,11 +42,13 @@ def probe(tree: TreeFS, place_at_once: Callable[[str, str], None]) -> Capabiliti
                     break
                 raise
             try:
-                return _probe_in(tree, path, place_at_once)
+                found = _probe_in(tree, path, place_at_once)
+                tree.stat(path)
+            except FileNotFoundError:
+                continue  # swept away meanwhile: what was seen may mean nothing
             finally:
-                for name in tree.names(path):
-                    tree.unlink(f"{path}/{name}")
-                tree.rmdir(path)
+                remove_all(tree, path)
+            return found
     return Capabilities(
         executable_bit=True,
         symlinks=True,
