@@ -18,7 +18,15 @@ from tests.bench.contestants import Contestant, Dsg, Place, Rsync
 from tests.bench.measure import run_timed, run_watched
 from tests.bench.report import Result, Row, machine, render, slower_rows
 from tests.bench.workloads import SETS, Dataset, settle_clock
-from tests.demo.server import Server, find_sshd, free_port, make_key, start_openssh, stop
+from tests.demo.server import (
+    Server,
+    find_sshd,
+    free_port,
+    make_key,
+    session_environment,
+    start_openssh,
+    stop,
+)
 from tests.hosts.proxy import Proxy
 from tests.trees import first_difference
 
@@ -163,8 +171,7 @@ def main() -> int:
             folder / "server",
             free_port(),
             [key.with_suffix(".pub")],
-            # As if the agent were installed on the server.
-            {"PATH": f"{bin_folder}:/usr/local/bin:/usr/bin:/bin"},
+            session_environment(bin_folder),
             lambda argv: None,
         )
         try:

@@ -16,7 +16,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.demo.server import Server, find_sshd, free_port, make_key, start_asyncssh, start_openssh, stop
+from tests.demo.server import (
+    Server,
+    find_sshd,
+    free_port,
+    make_key,
+    session_environment,
+    start_asyncssh,
+    start_openssh,
+    stop,
+)
 from tests.demo.stage import DemoError, Stage
 from tests.demo.story import tell
 
@@ -62,8 +71,7 @@ def start_server(stage: Stage, kind: str) -> Server:
         stage.folder / "server" / "sshd",
         free_port(),
         [person.home / ".ssh" / "id_ed25519.pub" for person in persons],
-        # As if dsg-remote-agent were installed on the server: here it is the same environment.
-        {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"},
+        session_environment(Path(sys.executable).parent),
         lambda argv: stage.command("you", argv),
     )
     stage.say(

@@ -19,7 +19,16 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["Server", "find_sshd", "free_port", "make_key", "start_asyncssh", "start_openssh", "stop"]
+__all__ = [
+    "Server",
+    "find_sshd",
+    "free_port",
+    "make_key",
+    "session_environment",
+    "start_asyncssh",
+    "start_openssh",
+    "stop",
+]
 
 Say = Callable[[Sequence[str]], None]
 
@@ -52,6 +61,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]
         return number
+
+
+def session_environment(bin_folder: Path) -> dict[str, str]:
+    """What a session's programs get: a PATH as if ``dsg-remote-agent`` were installed on the server.
+
+    SHLVL keeps bash from taking itself for a login over the network: what the
+    profile of the account that runs this does, and how long that takes, is
+    neither shown nor measured.
+    """
+    return {"PATH": f"{bin_folder}:/usr/local/bin:/usr/bin:/bin", "SHLVL": "1"}
 
 
 def make_key(path: Path, comment: str, say: Say) -> None:
