@@ -145,25 +145,27 @@ class Plan:
     ) -> Iterator[Entry]:
         """The entries of C after this plan was carried out, streaming.
 
-        ``cache`` is the C given to ``reconcile``; ``merged`` is the manifest of
+        ``cache`` is the C given to ``reconcile``, iterable more than once; ``merged`` is the manifest of
         the snapshot that L now agrees with (R itself when R did not change).
         What is in scope takes its entry from ``merged``. ``held`` are paths of
         L that could not be brought to the plan's state: they keep their old C
         entry, or none, and what cannot stand beside such an entry in one tree
-        has none. InternalError when the plan has conflicts.
+        has none. InternalError when the plan has conflicts, TypeError when
+        ``cache`` is an iterator.
         """
         self._carry_out()
+        if iter(cache) is cache:
+            raise TypeError("cache must be iterable more than once, not an iterator")
         # Out of scope is what R has, C does not, and the plan brings nowhere.
         arrived = {change.path for change in self.uploads}
         arrived.update(change.path for change in self.downloads)
         arrived.update(entry.path for entry in self.cache_updates)
         dropped = {entry.path for entry in self.cache_drops}
-        if not held:
-            return _refreshed(cache, merged, arrived, dropped, frozenset())
         unmoved = frozenset(held)
-        old = tuple(cache)
-        kept = (entry for entry in old if entry.path in unmoved)
-        return kept_beside(_refreshed(old, merged, arrived, dropped, unmoved), kept)
+        fresh = _refreshed(cache, merged, arrived, dropped, unmoved)
+        if not unmoved:
+            return fresh
+        return kept_beside(fresh, [entry for entry in cache if entry.path in unmoved])
 
     def digest(self, algorithm: str = DEFAULT) -> str:
         """Tagged digest over every action, version, attribution and conflict of the plan.
@@ -172,24 +174,25 @@ class Plan:
         process; so a dry run can be bound to the sync that follows it.
         """
         h = hasher(algorithm)
-        # Strings go in as their repr, which escapes every separator used here.
-        h.update(f"DSG plan 1\n{self.who!r} {self.seq}\n".encode("utf-8", "surrogatepass"))
+        for line in self._lines():
+            h.update(f"{line}\n".encode("ascii"))
+        return f"{algorithm}:{h.digest().hex()}"
+
+    def _lines(self) -> Iterator[str]:
+        # ascii() escapes every separator used here, and does so alike in every version of Python.
+        yield f"DSG plan 1 {self.who!a} {self.seq}"
         for name, edits in (("remote", self.remote_edits()), ("local", self.local_edits())):
             for edit in edits:
-                h.update(
-                    f"{name} {_text(edit.before)} {_text(edit.after)}\n".encode("utf-8", "surrogatepass")
-                )
+                yield f"{name} {_text(edit.before)} {_text(edit.after)}"
         for name, entries in (
             ("update", self.cache_updates),
             ("drop", self.cache_drops),
             ("keep", self.kept),
         ):
             for entry in entries:
-                h.update(f"{name} {_text(entry)}\n".encode("utf-8", "surrogatepass"))
+                yield f"{name} {_text(entry)}"
         for c in self.conflicts:
-            row = f"conflict {c.path!r} {c.kind.value} {_text(c.local)} {_text(c.cache)} {_text(c.remote)}\n"
-            h.update(row.encode("utf-8", "surrogatepass"))
-        return f"{algorithm}:{h.digest().hex()}"
+            yield f"conflict {c.path!a} {c.kind.value} {_text(c.local)} {_text(c.cache)} {_text(c.remote)}"
 
     def _carry_out(self) -> None:
         if self.conflicts:
@@ -211,7 +214,7 @@ def _edit_key(edit: Edit) -> str:
 
 
 def _text(entry: Entry | None) -> str:
-    return "-" if entry is None else repr(tuple(entry))
+    return "-" if entry is None else ascii(tuple(entry))
 
 
 def _refreshed(

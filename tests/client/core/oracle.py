@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 
 from attrs import define, field
 
@@ -22,28 +23,29 @@ def version(entry: Entry | None) -> Version | None:
     return None if entry is None else (entry.kind, entry.content, entry.executable)
 
 
-def decide(local: Entry | None, cache: Entry | None, remote: Entry | None) -> str:
+def decide(local: Entry | None, past: Entry | None, remote: Entry | None) -> str:
     """The action for one path, by asking which side changed since C."""
-    a, b, c = version(local), version(cache), version(remote)
+    a, b, c = version(local), version(past), version(remote)
     here, there = a != b, c != b
     if not here and not there:
         return "none"
     if here and there:
         if a == c:
             return "drop" if a is None else "update"
-        # With no common ancestor, a side that has nothing did nothing: not the case here, as both changed.
         return "conflict"
     if here:
         return "delete remote" if a is None else "upload"
     return "delete local" if c is None else "download"
 
 
+@cache
 def places(path: str) -> list[tuple[str, bool]]:
     """Each folder of ``path`` and the path itself, with whether it is a folder."""
     parts = path.split("/")
     return [("/".join(parts[:i]), True) for i in range(1, len(parts))] + [(path, False)]
 
 
+@cache
 def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
@@ -73,13 +75,13 @@ class Expected:
     impossible: set[str] = field(factory=set)  # of the conflicts, those for the tree's shape
 
 
-def expect(local: Tree, cache: Tree, remote: Tree, prefer: str | None = None) -> Expected:
+def expect(local: Tree, past: Tree, remote: Tree, prefer: str | None = None) -> Expected:
     """The action for every path that gets one. L and R are possible trees by themselves."""
     result = Expected()
     merged: dict[str, str] = {}  # path -> "local" only, "remote" only, or "both"
-    for path in sorted({*local, *cache, *remote}):
+    for path in sorted({*local, *past, *remote}):
         a, c = local.get(path), remote.get(path)
-        action = decide(a, cache.get(path), c)
+        action = decide(a, past.get(path), c)
         if action == "conflict" and prefer == "local":
             action = "delete remote" if a is None else "upload"
         elif action == "conflict" and prefer == "remote":
