@@ -113,6 +113,7 @@ TRANSITIONS: dict[tuple[RemoteState, str], RemoteState] = {
     (RemoteState.NONE, "tx.begin"): RemoteState.BEGUN,
     (RemoteState.BEGUN, "tx.changes"): RemoteState.BEGUN,
     (RemoteState.BEGUN, "tx.upload"): RemoteState.BEGUN,
+    (RemoteState.BEGUN, "tx.adopt"): RemoteState.BEGUN,
     (RemoteState.BEGUN, "tx.prepare"): RemoteState.PREPARED,
     (RemoteState.PREPARED, "tx.commit"): RemoteState.DONE,
     (RemoteState.BEGUN, "tx.abort"): RemoteState.ABORTED,

@@ -1,0 +1,42 @@
+"""The command ``dsg-remote-agent``: serves one client on its standard input and output."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def _check_protocol() -> None:
+    """PyPI has an unrelated project that installs the same top-level name as our package."""
+    try:
+        from protocol import SENTINEL
+    except ImportError:
+        SENTINEL = ""  # noqa: N806  the name it has there
+    if SENTINEL != "dsg-sync protocol":
+        sys.stderr.write(
+            "dsg-remote-agent: another package named 'protocol' stands in the way of DSG's own.\n"
+            "Remove it (python3 -m pip uninstall protocol) and reinstall dsg-sync, or install dsg-sync "
+            "in a virtual environment of its own.\n"
+        )
+        raise SystemExit(7)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the agent until its client is gone; the process's exit status."""
+    _check_protocol()
+    from dsg_remote_agent.options import read_options
+
+    options = read_options(argv)
+    from dsg_remote_agent.stdio import announce, claim
+
+    source, sink = claim()
+    preamble = announce(sink, options.version)
+    # Only now what takes longer to import: the client reads the preamble meanwhile.
+    from dsg_remote_agent.serve import serve
+
+    return serve(source, sink, preamble, options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

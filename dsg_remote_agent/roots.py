@@ -1,0 +1,91 @@
+"""Which folders of the server this agent may touch.
+
+A path is resolved first (links and ``..`` included), then compared with the
+allowed roots component by component, and the folder is then opened one
+component after another without following links: what happens to the path
+between the check and the opening cannot lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from protocol.errors import ConfigError, NotPermittedError
+from protocol.paths import escape
+
+__all__ = ["Roots"]
+
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PASS_THROUGH = getattr(os, "O_PATH", os.O_RDONLY)
+
+
+@frozen
+class Roots:
+    """The folders below which this agent works; none named: all that the account may use."""
+
+    roots: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, folders: Sequence[str]) -> Roots:
+        """The roots named on the command line; ValueError for one that is not an absolute path."""
+        for folder in folders:
+            if not os.path.isabs(folder):
+                raise ValueError(f"--root {folder}: not an absolute path")
+        return cls(tuple(folders))
+
+    def resolve(self, path: str) -> str:
+        """``path`` as the client gave it, resolved; NotPermittedError when it lies outside every root.
+
+        ``~`` is the account's home; another relative path starts there too,
+        or, with a single root, in that root.
+        """
+        named = os.path.expanduser(path)
+        if not os.path.isabs(named):
+            named = os.path.join(self.roots[0] if len(self.roots) == 1 else os.path.expanduser("~"), named)
+        resolved = os.path.realpath(named)
+        if self.roots and not any(_inside(resolved, os.path.realpath(root)) for root in self.roots):
+            raise NotPermittedError(
+                f"this agent may not use {escape(path)}",
+                hint=f"it serves only what lies in {', '.join(map(escape, self.roots))}",
+                facts={"path": path},
+            )
+        return resolved
+
+    def open(self, resolved: str) -> int:
+        """A readable descriptor of a folder that :meth:`resolve` returned; no link is followed any more.
+
+        ConfigError when there is no such folder, NotPermittedError when a
+        component has become a link since.
+        """
+        fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        names = [name for name in resolved.split("/") if name]
+        try:
+            for position, name in enumerate(names):
+                flags = os.O_RDONLY if position + 1 == len(names) else _PASS_THROUGH
+                below = os.open(name, flags | _FOLDER, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(resolved):
+                raise ConfigError(
+                    f"there is no folder {escape(resolved)} on the server",
+                    hint="check the path; 'dsg init' makes a new repository",
+                    facts={"path": resolved},
+                ) from None
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise NotPermittedError(f"{escape(resolved)} changed while it was opened") from None
+            error.filename = resolved
+            raise
+        return fd
+
+
+def _inside(path: str, root: str) -> bool:
+    """Whether ``path`` is ``root`` or below it, by whole components."""
+    parts = [part for part in path.split("/") if part]
+    above = [part for part in root.split("/") if part]
+    return parts[: len(above)] == above

@@ -1,0 +1,457 @@
+"""One client's connection, driven by three threads.
+
+The main thread reads: bytes become events, bodies go into the inbox of their
+request. The worker runs the requests one after another, in the order in which
+they came. The writer sends, and a heartbeat every 10 s, whatever the worker is
+doing: hashing, flushing and waiting never look like death.
+
+The session ends at end of input, after 60 s of silence, by a signal, or when
+the client says goodbye. Whatever transaction is open is then aborted, except
+between its decision and its reply: that stretch is finished, within 60 s.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType as PythonFrame
+from typing import Any, Protocol
+
+from attrs import define, field
+
+from protocol.codec import Buffer
+from protocol.compress import inflate
+from protocol.connection import QUEUE_ENOUGH, Connection, cost
+from protocol.errors import DsgError, InternalError, LinkLostError, RemoteProtocolError
+from protocol.framing import MAX_PAYLOAD, Flag
+from protocol.wire_events import (
+    BodyEnded,
+    CreditReceived,
+    DataReceived,
+    Failed,
+    GoodbyeReceived,
+    RequestCancelled,
+    RequestReceived,
+    WireEvent,
+)
+
+__all__ = ["Call", "Cancelled", "Gone", "Service", "Session"]
+
+HEARTBEAT_S = 10.0
+SILENCE_S = 60.0
+FINISH_S = 60.0  # for what was decided
+ABORT_S = 10.0  # for undoing; what it does not manage, the next agent does
+LAST_WORDS_S = 5.0
+READ_BYTES = 256 * 1024
+# Bodies that wait for their request's turn. A client with so much ahead of the worker is not one of ours.
+MOST_WAITING = 96 * 1024 * 1024
+
+
+class Gone(Exception):
+    """The client is gone, or this process must go: nobody waits for what is being done."""
+
+
+class Cancelled(Exception):
+    """The client gave up this request."""
+
+    def __init__(self, changed: bool) -> None:
+        super().__init__("the client gave up this request")
+        self.changed = changed
+
+
+class Log(Protocol):
+    """Where events of note go."""
+
+    def info(self, event: str, **facts: Any) -> None: ...
+
+    def error(self, event: str, **facts: Any) -> None: ...
+
+
+class Service(Protocol):
+    """What answers the requests of a session; called from its worker thread only."""
+
+    def answer(self, call: Call) -> None:
+        """Run one request: respond exactly once, or raise."""
+        ...
+
+    def close(self) -> None:
+        """Abort what is open and let every lock go."""
+        ...
+
+
+@define(eq=False)
+class Call:
+    """One request as its method sees it."""
+
+    session: Session
+    stream: int
+    method: str
+    params: dict[str, Any]
+    has_body: bool
+    _inbox: deque[DataReceived | BodyEnded] = field(factory=deque)
+    _cancelled: Cancelled | None = None
+    _ended: bool = False
+    answered: bool = False
+    changed: bool = False  # the body ended, and its sender found that a file changed
+
+    def payloads(self) -> Iterator[Buffer]:
+        """The pieces of the request's body, inflated; each is given back when the next is asked for.
+
+        Raises Gone or Cancelled when there will be no more of them.
+        """
+        while self.has_body and not self._ended:
+            event = self.session.take(self)
+            if isinstance(event, BodyEnded):
+                self._ended = True
+                self.changed = event.changed
+                return
+            yield inflate(event.payload, event.flags, MAX_PAYLOAD)
+            self.session.give_back(event)
+
+    def respond(self, fields: dict[str, Any], *, body: bool = False) -> None:
+        """Answer; with ``body``, :meth:`send` and :meth:`end` follow."""
+        self.answered = True
+        self.session.queue(lambda conn: conn.send_response(self.stream, fields, body=body))
+
+    def send(self, payload: Buffer, flags: Flag = Flag.NONE) -> None:
+        """Send a piece of the answer's body, waiting for the client's credit. Raises Gone or Cancelled."""
+        self.session.send(self, payload, flags)
+
+    def end(self, *, changed: bool = False) -> None:
+        """End the answer's body."""
+        self.session.queue(lambda conn: conn.send_end(self.stream, changed=changed))
+
+    def notice(self, name: str, fields: dict[str, Any]) -> None:
+        """Tell the client news of this request."""
+        self.session.queue(lambda conn: conn.send_notice(self.stream, name, fields))
+
+    @property
+    def compression(self) -> str:
+        """The algorithm for the answer's body."""
+        return self.session.compression
+
+    def wait_sent(self) -> None:
+        """Wait, for a while, until all that was answered so far has left this process."""
+        self.session.wait_sent()
+
+    def proceed(self) -> None:
+        """Called just before a decision: raises Gone when nobody waits for it, else it will be finished."""
+        self.session.proceed()
+
+
+class Session:
+    """The connection on two descriptors. :meth:`run` returns the exit status of the process."""
+
+    def __init__(
+        self,
+        source: int,
+        sink: int,
+        connection: Connection,
+        log: Log,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._source = source
+        self._sink = sink
+        self._conn = connection
+        self._log = log
+        self._heartbeat_s = heartbeat_s
+        self._silence_s = silence_s
+        self._lock = threading.Lock()
+        self._to_send = threading.Condition(self._lock)  # for the writer
+        self._moved = threading.Condition(self._lock)  # for the worker: jobs, bodies, credit, the end
+        self._jobs: deque[Call] = deque()
+        self._calls: dict[int, Call] = {}
+        self._waiting = 0
+        self._closing = ""  # why the session ends; set once
+        self._draining = False  # the client said goodbye
+        self._deciding = False
+        self._sink_broken = False
+        self._writing = False
+        self._worker_done = False
+        self._signal = ""
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+
+    # The main thread.
+
+    def run(self, service: Service) -> int:
+        """Serve until the end. Must be called in the main thread, once."""
+        self._catch_signals()
+        writer = threading.Thread(target=self._write, name="writer", daemon=True)
+        worker = threading.Thread(target=self._work, args=(service,), name="worker", daemon=True)
+        writer.start()
+        worker.start()
+        status = self._read()
+        worker.join(ABORT_S)
+        deadline = time.monotonic() + FINISH_S
+        while worker.is_alive() and self._deciding and time.monotonic() < deadline:
+            worker.join(0.2)
+        finished = not worker.is_alive()
+        if not finished:
+            self._log.error("the worker did not end in time", reason=self._closing, deciding=self._deciding)
+        with self._lock:
+            self._conn.send_goodbye()
+            self._to_send.notify_all()
+        writer.join(LAST_WORDS_S if finished else 0.1)
+        return status if finished else 75
+
+    def _catch_signals(self) -> None:
+        def stop(number: int, _frame: PythonFrame | None) -> None:
+            # Only sets a flag and wakes the reader: this may interrupt the main thread anywhere.
+            self._signal = signal.Signals(number).name
+            os.write(self._wake_write, b"s")
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)
+        # Ctrl-C in the terminal of a client on this machine is the client's to handle.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _read(self) -> int:
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        heard = time.monotonic()
+        while True:
+            left = heard + self._silence_s - time.monotonic()
+            ready = {descriptor for descriptor, _ in poll.poll(max(0, int(left * 1000) + 1))}
+            if self._signal:
+                return self._close(f"signal {self._signal}", 0)
+            if self._worker_done:
+                return 0
+            if self._sink_broken:
+                return self._close("the client closed its end", 0)
+            if self._wake_read in ready:
+                os.read(self._wake_read, 64)
+            if self._source in ready:
+                try:
+                    received = os.read(self._source, READ_BYTES)
+                except OSError as error:
+                    return self._close(f"input failed: {error.strerror}", 0)
+                heard = time.monotonic()
+                if not received:
+                    return self._close("end of input", 0)
+                status = self._receive(received)
+                if status is not None:
+                    return status
+            elif time.monotonic() - heard >= self._silence_s:
+                return self._close(f"nothing heard for {self._silence_s:.0f} s", 0)
+
+    def _receive(self, received: bytes) -> int | None:
+        with self._lock:
+            events = self._conn.receive(received)
+            for event in events:
+                self._sort(event)
+            if self._waiting > MOST_WAITING:
+                error = RemoteProtocolError("more was sent ahead than this agent keeps")
+                self._conn.send_goodbye(error)
+                self._closing = self._closing or error.message
+            self._to_send.notify_all()
+            self._moved.notify_all()
+            failed = events[-1].error if events and isinstance(events[-1], Failed) else None
+        if failed is not None:
+            return self._close(failed.message, failed.exit_status)
+        return 7 if self._closing else None
+
+    def _sort(self, event: WireEvent) -> None:
+        match event:
+            case DataReceived() | BodyEnded():
+                call = self._calls.get(event.stream)
+                if call is not None:
+                    call._inbox.append(event)
+                    if isinstance(event, DataReceived):
+                        self._waiting += cost(event.payload)
+            case RequestReceived():
+                call = Call(self, event.stream, event.method, event.params, event.has_body)
+                self._calls[event.stream] = call
+                self._jobs.append(call)
+            case RequestCancelled():
+                call = self._calls.get(event.stream)
+                if call is not None:
+                    call._cancelled = Cancelled(event.changed)
+            case GoodbyeReceived():
+                self._draining = True
+            case CreditReceived() | Failed() | _:
+                pass  # the waiting producer looks for itself; Failed is handled by the caller
+
+    def _close(self, reason: str, status: int) -> int:
+        with self._lock:
+            self._closing = self._closing or reason
+            self._moved.notify_all()
+        self._log.info("session ends", reason=self._closing)
+        return status
+
+    # The writer thread.
+
+    def _write(self) -> None:
+        beat = time.monotonic() + self._heartbeat_s
+        try:
+            while True:
+                with self._lock:
+                    while not (pieces := self._conn.bytes_to_send()):
+                        if self._conn_over():
+                            return
+                        left = beat - time.monotonic()
+                        if left <= 0:
+                            self._conn.send_heartbeat()
+                            beat = time.monotonic() + self._heartbeat_s
+                        else:
+                            self._to_send.wait(left)
+                    self._writing = True
+                    self._moved.notify_all()
+                self._write_all(pieces)
+                with self._lock:
+                    self._writing = False
+                    self._moved.notify_all()
+        except OSError:
+            with self._lock:
+                self._sink_broken = True
+                self._moved.notify_all()
+            os.write(self._wake_write, b"w")
+
+    def _conn_over(self) -> bool:
+        return bool(self._conn.failure) or self._worker_done
+
+    def _write_all(self, pieces: list[Buffer]) -> None:
+        views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
+        while views:
+            sent = os.writev(self._sink, views[:512])
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if sent:
+                views[0] = views[0][sent:]
+
+    # The worker thread, and what its calls use.
+
+    def _work(self, service: Service) -> None:
+        try:
+            while (call := self._next()) is not None:
+                self._answer(service, call)
+        except Gone:
+            pass
+        finally:
+            try:
+                service.close()
+            except Exception as error:  # noqa: BLE001  the process ends; the next agent cleans up
+                self._log.error("could not close cleanly", error=repr(error))
+            with self._lock:
+                self._conn.send_goodbye()
+                self._worker_done = True
+                self._to_send.notify_all()
+            os.write(self._wake_write, b"d")
+
+    def _next(self) -> Call | None:
+        with self._lock:
+            while not self._jobs:
+                if self._closing or self._sink_broken:
+                    raise Gone
+                if self._draining:
+                    return None
+                self._moved.wait()
+            if self._closing or self._sink_broken:
+                raise Gone
+            return self._jobs.popleft()
+
+    def _answer(self, service: Service, call: Call) -> None:
+        try:
+            if call._cancelled:
+                raise call._cancelled
+            service.answer(call)
+        except Gone:
+            raise
+        except Cancelled as error:
+            self._fail(call, LinkLostError(str(error)))
+        except DsgError as error:
+            self._fail(call, error)
+        except Exception as error:  # noqa: BLE001  whatever it is, the client must hear of it
+            self._log.error(
+                "a request failed unexpectedly", method=call.method, error=repr(error), trace=True
+            )
+            self._fail(
+                call,
+                InternalError(
+                    f"the agent failed in {call.method}: {type(error).__name__}",
+                    hint="this is a bug in DSG: please report it with the agent's log",
+                ),
+            )
+        finally:
+            self._deciding = False
+            with self._lock:
+                self._calls.pop(call.stream, None)
+                self._waiting -= sum(cost(e.payload) for e in call._inbox if isinstance(e, DataReceived))
+                call._inbox.clear()
+
+    def _fail(self, call: Call, error: DsgError) -> None:
+        self.queue(lambda conn: conn.send_error(call.stream, error))
+
+    def take(self, call: Call) -> DataReceived | BodyEnded:
+        """The next piece of a request's body; waits for it."""
+        with self._lock:
+            while not call._inbox:
+                self._check(call)
+                self._moved.wait()
+            self._check(call)
+            return call._inbox.popleft()
+
+    def give_back(self, event: DataReceived) -> None:
+        """A piece needs memory no more."""
+        with self._lock:
+            self._waiting -= cost(event.payload)
+            self._conn.consumed(event)
+            self._to_send.notify_all()
+
+    def _check(self, call: Call) -> None:
+        if self._closing or self._sink_broken:
+            raise Gone
+        if call._cancelled:
+            raise call._cancelled
+
+    def queue(self, send: Callable[[Connection], object]) -> None:
+        """Have the connection send something; nothing when it is over."""
+        with self._lock:
+            if self._conn.failure is None and not self._sink_broken:
+                send(self._conn)
+                self._to_send.notify_all()
+
+    def send(self, call: Call, payload: Buffer, flags: Flag) -> None:
+        """Send a piece of a body when there is credit and the queue is not full."""
+        with self._lock:
+            while True:
+                self._check(call)
+                room = self._conn.can_send(call.stream)
+                if room is None:
+                    raise Gone
+                if room >= cost(payload) and self._conn.queued <= QUEUE_ENOUGH:
+                    break
+                self._moved.wait()
+            self._conn.send_data(call.stream, payload, flags)
+            self._to_send.notify_all()
+
+    @property
+    def compression(self) -> str:
+        """The best algorithm that both sides have."""
+        return "zstd" if "zstd" in self._conn.features else "zlib"
+
+    def wait_sent(self) -> None:
+        """Wait until the queue is empty and written out, at most a few seconds."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        with self._lock:
+            while (self._conn.queued or self._writing) and not self._sink_broken:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                self._moved.wait(left)
+
+    def proceed(self) -> None:
+        """From here to the end of the running request the session does not end. Gone when it is ending."""
+        with self._lock:
+            if self._closing or self._sink_broken:
+                raise Gone
+            self._deciding = True

@@ -1,0 +1,174 @@
+"""The directory backend: a repository in a plain folder of any file system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dsg_remote_agent.lock import Held, read_holder, take
+from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
+from dsg_remote_agent.storage.directory_transaction import DirectoryTransaction
+from dsg_remote_agent.storage.finish import settle
+from dsg_remote_agent.storage.history import SnapshotFiles
+from dsg_remote_agent.storage.layout import BACKEND, SETTINGS, read_marker
+from dsg_remote_agent.storage.outside import describe, examine
+from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.repair import rebuild_head
+from dsg_remote_agent.storage.statindex import StatIndex
+from protocol.errors import HeadMovedError, IntegrityError, LockedError, OutsideChangeError
+from protocol.messages import OutsideChanges
+from protocol.records import SnapshotRecord
+from protocol.transaction import Failpoints, Step
+from protocol.tree.change import JournalState, read_journal
+from protocol.tree.fs import TreeFS
+
+__all__ = ["DirectoryRepository"]
+
+_TRIES = 5
+MAX_SETTINGS_BYTES = 128 * 1024
+
+
+class DirectoryRepository:
+    """See :class:`dsg_remote_agent.storage.base.Repository`."""
+
+    backend = BACKEND
+    features = Features(patches=False, snapshots_mountable=False, atomic_view=False)
+
+    def __init__(
+        self, tree: TreeFS, shown: str, now: Callable[[], int], failpoints: Failpoints, machine: str
+    ) -> None:
+        """Take over ``tree``. Raises as :func:`read_marker` does when there is no repository in it."""
+        self._place = Place(tree, read_marker(tree, shown), shown, now, failpoints, machine)
+        self.repo_id = self._place.marker.repo_id
+        self.algorithm = self._place.marker.algorithm
+
+    @property
+    def settings(self) -> str:
+        try:
+            return self._place.tree.read_bytes(SETTINGS, MAX_SETTINGS_BYTES).decode()
+        except FileNotFoundError:
+            return ""
+        except ValueError:
+            raise IntegrityError(
+                f"{self._place.shown}/{SETTINGS} is damaged", hint="restore it from a backup, or remove it"
+            ) from None
+
+    def close(self) -> None:
+        self._place.tree.close()
+
+    def head(self) -> tuple[bytes, SnapshotRecord, bool]:
+        head = self._place.chain.head()
+        return head.raw, head.record, head.unapplied
+
+    def holds(self, digest: str) -> bool:
+        chain = self._place.chain
+        return chain.holds(chain.head(), digest)
+
+    def records(self, first: int, last: int) -> list[bytes]:
+        chain = self._place.chain
+        return chain.range(chain.head(), first, last)
+
+    def reader(self, seq: int | None) -> SnapshotFiles:
+        return SnapshotFiles(self._place, seq)
+
+    def find_outside(self, notice: Notice) -> OutsideChanges:
+        """Compare tree and head beside a running sync: what a sync did meanwhile is not reported."""
+        place = self._place
+        for _ in range(_TRIES):
+            head = place.chain.head()
+            planned = _planned_paths(place.tree) if head.unapplied else frozenset()
+            manifest = place.manifest(head, head.seq)
+            index = StatIndex.load(place.tree, head.digest, len(manifest))
+            seen = examine(place.tree, manifest, index, note=notice, passed_over=planned.__contains__)
+            after = place.chain.head()
+            if not seen.outside or (after.digest, after.unapplied) == (head.digest, head.unapplied):
+                return seen.outside
+        raise LockedError(f"{place.shown} is being written to by others all the time", hint="try again later")
+
+    def recover(self, claim: Claim) -> list[str]:
+        with self._locked(claim):
+            notes = settle(self._place)
+            return notes + rebuild_head(self._place)
+
+    def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> DirectoryTransaction:
+        place = self._place
+        held = take(place.tree, claim, place.shown, place.now)
+        try:
+            place.failpoints.reach(Step.REMOTE_LOCKED)
+            notes = settle(place)
+            head = place.chain.head()
+            if head.digest != base:
+                raise HeadMovedError(
+                    f"{place.shown} is at snapshot s{head.seq}: another sync committed meanwhile",
+                    hint="sync again",
+                    facts={"head": head.digest, "seq": head.seq, "base": base},
+                )
+            manifest = place.manifest(head, head.seq)
+            index = StatIndex.load(place.tree, head.digest, len(manifest))
+            notice("examining")
+            seen = examine(place.tree, manifest, index, note=notice)
+            if seen.hashed:
+                seen.index.save(place.tree, head.digest)
+            if (seen.outside.modified or seen.outside.deleted) and not adopt:
+                raise _outside_error(place, seen.outside)
+            transaction = DirectoryTransaction(
+                place, held, head, manifest, seen.index, seen.outside, notes, notice
+            )
+            place.failpoints.reach(Step.REMOTE_BEGUN)
+        except BaseException:
+            held.release()
+            raise
+        return transaction
+
+    def committed(self, txid: str, seq: int | None) -> bytes | None:
+        head = self._place.chain.head()
+        return self._place.chain.committed(txid, head.seq if seq is None else seq)
+
+    def outcome(self, claim: Claim, seq: int) -> tuple[Outcome, bytes]:
+        place = self._place
+        raw = place.chain.committed(claim.txid, seq)
+        if raw is not None:
+            return Outcome.COMMITTED, raw
+        try:
+            with self._locked(claim):
+                # Settling destroys whatever this transaction staged: it cannot commit any more.
+                settle(place)
+                raw = place.chain.committed(claim.txid, seq)
+        except LockedError:
+            # It may have committed between the two looks.
+            raw = place.chain.committed(claim.txid, seq)
+            if raw is not None:
+                return Outcome.COMMITTED, raw
+            holder = read_holder(place.tree)
+            if holder is not None and holder.txid == claim.txid:
+                return Outcome.RUNNING, b""
+            raise
+        return (Outcome.ABORTED, b"") if raw is None else (Outcome.COMMITTED, raw)
+
+    @contextmanager
+    def _locked(self, claim: Claim) -> Iterator[Held]:
+        held = take(self._place.tree, claim, self._place.shown, self._place.now)
+        try:
+            yield held
+        finally:
+            held.release()
+
+
+def _planned_paths(tree: TreeFS) -> frozenset[str]:
+    found = read_journal(tree)
+    if found is None or found[0] is not JournalState.DECIDED:
+        return frozenset()
+    return frozenset(action.path for action in found[1].actions)
+
+
+def _outside_error(place: Place, outside: OutsideChanges) -> OutsideChangeError:
+    return OutsideChangeError(
+        f"{place.shown} was changed outside DSG ({describe(outside)})",
+        hint="look at these files on the server; 'dsg adopt' takes them in as they are",
+        facts={
+            "modified": list(outside.modified),
+            "deleted": list(outside.deleted),
+            "added": list(outside.added),
+            "more": outside.more,
+        },
+    )

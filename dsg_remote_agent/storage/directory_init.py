@@ -1,0 +1,133 @@
+"""Making a new, empty directory repository."""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+
+from dsg_remote_agent.storage.chain import head_bytes
+from dsg_remote_agent.storage.layout import (
+    AREA,
+    FORMAT_FILE,
+    HEAD,
+    LOCK,
+    MANIFESTS,
+    OBJECTS,
+    READERS_LOCK,
+    RECORDS,
+    SETTINGS,
+    STAGING,
+    TMP,
+    Marker,
+    manifest_path,
+    record_path,
+)
+from dsg_remote_agent.storage.manifests import write_blocks
+from dsg_remote_agent.storage.outside import is_ours
+from protocol.errors import ConfigError, NotPermittedError, UsageError
+from protocol.manifest import Manifest
+from protocol.records import SnapshotRecord
+from protocol.tree.posix import PosixTree
+
+__all__ = ["create_folder", "make_repository", "share_with"]
+
+
+def create_folder(path: str) -> None:
+    """Make the repository's folder, and those it lies in; nothing when it is there."""
+    os.makedirs(path, exist_ok=True)
+
+
+def share_with(fd: int, group: str, shown: str) -> None:
+    """Give an open folder to a Unix group, with the setgid bit, so that all in it belongs to the group.
+
+    UsageError when there is no such group, NotPermittedError when the folder
+    is somebody else's and not shared like this already.
+    """
+    try:
+        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"the server has no group {group!r}", hint="'getent group' on the server lists its groups"
+        ) from None
+    wanted = stat.S_ISGID | 0o770
+    found = os.fstat(fd)
+    try:
+        if found.st_gid != gid:
+            os.chown(fd, -1, gid)
+        if stat.S_IMODE(os.fstat(fd).st_mode) & wanted != wanted:
+            os.chmod(fd, stat.S_IMODE(found.st_mode) | wanted)
+    except PermissionError:
+        raise NotPermittedError(
+            f"{shown} cannot be given to the group {group!r}",
+            hint=f"join the group, or ask an administrator: chgrp {group} {shown} && chmod g+rwxs {shown}",
+        ) from None
+
+
+def make_repository(
+    tree: PosixTree, shown: str, marker: Marker, user: str, host: str, settings: str
+) -> SnapshotRecord:
+    """Make an empty repository (snapshot s0) in the folder ``tree``; its record.
+
+    Built beside and renamed into place: a crash leaves a ``.dsg-init-…``
+    folder that the next init passes over, never half a repository. ConfigError
+    when the folder holds anything. ``settings`` is kept for clones, as it is.
+    """
+    names = tree.names("")
+    if AREA in names:
+        raise ConfigError(
+            f"{shown} has a .dsg folder already",
+            hint="clone it with 'dsg clone', or name another folder",
+        )
+    others = sorted(name for name in names if not is_ours(name))
+    if others:
+        raise ConfigError(
+            f"{shown} is not empty: it holds {others[0]!r}"
+            + (f" and {len(others) - 1} more" if len(others) > 1 else ""),
+            hint="name a folder that does not exist yet, or an empty one",
+        )
+    empty = Manifest.from_entries([], marker.algorithm)
+    record = SnapshotRecord(
+        repo_id=marker.repo_id,
+        seq=0,
+        manifest=empty.digest,
+        parent="",
+        txid="",
+        user=user,
+        host=host,
+        time=marker.created,
+        message="",
+        entries=0,
+        size=0,
+        added=0,
+        changed=0,
+        deleted=0,
+    )
+    beside = f".dsg-init-{marker.repo_id}"
+    tree.mkdir(beside)
+    for folder in (RECORDS, MANIFESTS, OBJECTS, STAGING, TMP):
+        tree.make_folders(_in(beside, folder))
+    write_blocks(tree, _in(beside, manifest_path(0)), [empty.to_bytes()])
+    for path, content in (
+        (record_path(0), record.to_bytes()),
+        (HEAD, head_bytes(record, record.digest)),
+        (SETTINGS, settings.encode()),
+        (LOCK, b""),
+        (READERS_LOCK, b""),
+        (FORMAT_FILE, marker.to_bytes()),
+    ):
+        tree.write_bytes(_in(beside, path), content)
+    tree.flush()
+    try:
+        # A folder with anything in it is never replaced by rename(2): of two inits one fails here.
+        tree.move(beside, AREA)
+    except OSError as error:
+        raise ConfigError(
+            f"{shown} became a repository while it was being made here", hint="clone it with 'dsg clone'"
+        ) from error
+    tree.flush_folder("")
+    return record
+
+
+def _in(beside: str, path: str) -> str:
+    return beside + path.removeprefix(AREA)

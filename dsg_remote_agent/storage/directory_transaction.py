@@ -1,0 +1,371 @@
+"""A transaction on a directory repository: from the lock to the decision, or to nothing."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgpack
+
+from dsg_remote_agent.lock import Held
+from dsg_remote_agent.storage.adopt import Adopted
+from dsg_remote_agent.storage.base import Committed, Notice
+from dsg_remote_agent.storage.chain import Head
+from dsg_remote_agent.storage.finish import carry_out
+from dsg_remote_agent.storage.layout import object_path
+from dsg_remote_agent.storage.manifests import write_blocks
+from dsg_remote_agent.storage.merge import ChangeRows, Merged, Step, merge
+from dsg_remote_agent.storage.place import Place, staged_manifest
+from dsg_remote_agent.storage.planned import check_planned
+from dsg_remote_agent.storage.statindex import StatIndex
+from protocol.codec import Buffer
+from protocol.errors import (
+    DsgError,
+    HeadMovedError,
+    IntegrityError,
+    Outcome,
+    OutsideChangeError,
+    RemoteProtocolError,
+    RemoteStorageError,
+)
+from protocol.manifest import FILE, Entry, Manifest
+from protocol.messages import OutsideChanges
+from protocol.paths import escape, sort_key
+from protocol.records import SnapshotRecord
+from protocol.transaction import RemoteState
+from protocol.transaction import Step as Moment
+from protocol.tree.actions import TRASH
+from protocol.tree.arrive import Arrivals
+from protocol.tree.change import (
+    Action,
+    Expected,
+    Journal,
+    JournalState,
+    Staged,
+    Staging,
+    decide,
+    discard_prepared,
+    read_journal,
+    write_prepared,
+)
+from protocol.tree.fs import Kind
+
+__all__ = ["DirectoryTransaction"]
+
+# What the journal, manifest and folders need beside the files themselves, roughly.
+_SPARE_BYTES = 4 * 1024 * 1024
+
+
+class DirectoryTransaction:
+    """See :class:`dsg_remote_agent.storage.base.Transaction`."""
+
+    def __init__(
+        self,
+        place: Place,
+        held: Held,
+        base: Head,
+        manifest: Manifest,
+        index: StatIndex,
+        outside: OutsideChanges,
+        notes: list[str],
+        notice: Notice,
+    ) -> None:
+        self.txid = held.claim.txid
+        self.state = RemoteState.NONE
+        self.outside = outside
+        self.notes = notes
+        self._place = place
+        self._held = held
+        self._base = base
+        self._manifest = manifest
+        self._index = index
+        self._notice = notice
+        self._rows = ChangeRows()
+        self._adopted = Adopted(place.tree, manifest.algorithm, base.seq + 1)
+        self._arrivals: Arrivals | None = None
+        self._staging = Staging(place.tree, self.txid)
+        self._actions = _Spool()
+        self._record: SnapshotRecord | None = None
+        self._staging.open()
+        self.state = RemoteState.BEGUN
+
+    @property
+    def free(self) -> int:
+        return self._place.tree.free_bytes()
+
+    @property
+    def seq(self) -> int:
+        """The number of the snapshot being made."""
+        return self._base.seq + 1
+
+    # Taking in.
+
+    def change(self, changes: Iterable[Entry | str]) -> int:
+        """Take the changes, in canonical order; RemoteStorageError when there is no room for them."""
+        if len(self._rows) or self._arrivals is not None:
+            raise RemoteProtocolError("the changes of this transaction were sent already")
+        wanted = 0
+        for change in changes:
+            if isinstance(change, Entry):
+                if change.seq != self.seq:
+                    raise RemoteProtocolError(
+                        f"a change of {change.path!r} is for snapshot s{change.seq}, not s{self.seq}"
+                    )
+                wanted += change.size if change.kind == FILE else 0
+            self._rows.append(change)
+        free = self.free
+        if wanted + _SPARE_BYTES > free:
+            raise RemoteStorageError(
+                f"the changes need {wanted:,} bytes, and {self._place.shown} has {free:,} free",
+                hint="free space on the server and sync again; nothing was changed",
+                facts={"needed": wanted, "free": free, "path": self._place.shown},
+            )
+        return len(self._rows)
+
+    def receive(self, payloads: Iterable[Buffer]) -> tuple[int, int]:
+        if self._arrivals is None:
+            self._arrivals = Arrivals(
+                self._staging,
+                self._rows,
+                self._manifest.algorithm,
+                lambda: self._place.failpoints.reach(Moment.UPLOAD_STARTED),
+            )
+        arrivals = self._arrivals
+        files, size = arrivals.files, arrivals.bytes
+        try:
+            for payload in payloads:
+                arrivals.feed(payload)
+            arrivals.end()
+        finally:
+            arrivals.close()
+        self._place.failpoints.reach(Moment.UPLOADED)
+        return arrivals.files - files, arrivals.bytes - size
+
+    def adopt(self, paths: Iterable[str], who: str) -> Iterator[Entry | str]:
+        yield from self._adopted.take(self._manifest, self._index, paths, who)
+
+    # Preparing.
+
+    def prepare(self, manifest: str, message: str, user: str, host: str) -> SnapshotRecord:
+        place = self._place
+        tree = place.tree
+        self._refuse_unadopted()
+        self._notice("verifying")
+        merged = merge(self._manifest, self._index, self._changes(), self._plan)
+        if merged.digest != manifest:
+            raise IntegrityError(
+                f"the merged manifest has the digest {merged.digest}, the client expected {manifest}",
+                hint="run the same version of DSG on both machines, and sync again",
+            )
+        record = self._make_record(merged, message, user, host)
+        write_blocks(tree, staged_manifest(self.txid), merged.parts)
+        self._notice("flushing")
+        tree.flush()
+        place.failpoints.reach(Moment.REMOTE_FLUSHED)
+        root = tree.stat("")
+        journal = Journal(
+            txid=self.txid,
+            machine=place.machine,
+            root=(root.device, root.inode),
+            meta={"record": record.to_bytes(), "base": self._base.digest},
+            actions=self._actions,
+        )
+        write_prepared(tree, journal)
+        self._record = record
+        self.state = RemoteState.PREPARED
+        place.failpoints.reach(Moment.REMOTE_PREPARED)
+        return record
+
+    def _refuse_unadopted(self) -> None:
+        left = [
+            path for path in (*self.outside.modified, *self.outside.deleted) if path not in self._adopted.rows
+        ]
+        if left or (self.outside.more and not self._adopted.rows):
+            raise OutsideChangeError(
+                f"{len(left)} paths that were changed on the server are not adopted, first {escape(left[0])}"
+                if left
+                else "changes made on the server are not adopted",
+                hint="run 'dsg adopt'",
+            )
+
+    def _changes(self) -> Iterator[tuple[int, Entry | str]]:
+        """The client's changes with their numbers and, numbered -1, what is adopted; each path once."""
+        own = ((sort_key(_path(change)), number, change) for number, change in enumerate(self._rows))
+        adopted = ((sort_key(path), -1, change) for path, change in self._adopted.changes())
+        last: tuple[str, Entry | str] | None = None
+        # At equal paths the adopted one (-1) comes first.
+        for key, number, change in heapq.merge(adopted, own, key=lambda item: item[:2]):
+            if last is not None and last[0] == key:
+                if last[1] != change:
+                    raise RemoteProtocolError(f"{_path(change)!r} is adopted and changed at once")
+                continue
+            last = (key, change)
+            yield number, change
+
+    def _plan(self, step: Step) -> None:
+        """Add the action for one change; what it needs in staging and was not sent is made there."""
+        if step.number < 0:
+            return
+        before: Expected | None = None
+        keep: str | None = None
+        if step.was is not None:
+            before = self._expected(step)
+            keep = (
+                object_path(step.was.content)
+                if step.was.kind == FILE
+                else f"{TRASH}/{self.txid}/{step.number}"
+            )
+        self._actions.append(Action(step.path, before, self._after(step, before), keep))
+
+    def _expected(self, step: Step) -> Expected:
+        was, row = step.was, step.row
+        assert was is not None and row is not None
+        if not row.ctime_ns:
+            raise OutsideChangeError(
+                f"{escape(step.path)} was changed on the server outside DSG", hint="run 'dsg adopt'"
+            )
+        link = was.kind != FILE
+        return Expected(
+            Kind.LINK if link else Kind.FILE,
+            row.size,
+            row.mtime_ns,
+            row.ctime_ns,
+            row.inode,
+            was.content.decode() if link else "",
+        )
+
+    def _after(self, step: Step, before: Expected | None) -> Staged | None:
+        entry = step.entry
+        if entry is None:
+            return None
+        if entry.kind != FILE:
+            return self._staging.link(step.number, entry.content.decode())
+        staged = self._arrivals.staged(step.number) if self._arrivals is not None else None
+        if staged is not None:
+            return staged
+        was = step.was
+        if before is not None and was is not None and was.kind == FILE and was.content == entry.content:
+            # Only the executable bit or the time changes: the content is here.
+            return self._staging.copy(
+                step.number, step.path, before, executable=entry.executable, mtime_ns=entry.mtime_ns
+            )
+        raise RemoteProtocolError(f"the content of {step.path!r} was not sent")
+
+    def _make_record(self, merged: Merged, message: str, user: str, host: str) -> SnapshotRecord:
+        return SnapshotRecord(
+            repo_id=self._place.marker.repo_id,
+            seq=self.seq,
+            manifest=merged.digest,
+            parent=self._base.digest,
+            txid=self.txid,
+            user=user,
+            host=host,
+            time=self._place.now(),
+            message=message,
+            entries=merged.entries,
+            size=merged.size,
+            added=merged.added,
+            changed=merged.changed,
+            deleted=merged.deleted,
+        )
+
+    # Ending.
+
+    def commit(self, record: str, proceed: Callable[[], None]) -> Committed:
+        place = self._place
+        tree = place.tree
+        prepared = self._record
+        assert prepared is not None
+        if prepared.digest != record:
+            raise RemoteProtocolError("the commit names another record than was prepared")
+        found = read_journal(tree)
+        if found is None or found[0] is not JournalState.PREPARED or found[1].txid != self.txid:
+            raise IntegrityError(
+                f"the journal of transaction {self.txid} is gone from {place.shown}",
+                hint="somebody removed files below .dsg; sync again",
+            )
+        if place.chain.head().digest != self._base.digest:
+            raise HeadMovedError(
+                f"the head of {place.shown} is not the one this sync began with", hint="sync again"
+            )
+        self._notice("checking")
+        check_planned(tree, self._actions, self._adopted.rows)
+        place.failpoints.reach(Moment.REMOTE_CHECKED)
+        proceed()
+        self._decide()
+        self.state = RemoteState.DECIDED
+        notes: list[str] = []
+        try:
+            place.failpoints.reach(Moment.REMOTE_DECIDED)
+            self._notice("applying")
+            notes = carry_out(place, found[1], (self._manifest, self._index), self._adopted.rows)
+        except (OSError, DsgError) as error:
+            notes.append(
+                f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "
+                f"({error}); the next sync or 'dsg recover' does"
+            )
+        self.state = RemoteState.DONE
+        self._held.release()
+        return Committed(prepared.to_bytes(), notes)
+
+    def _decide(self) -> None:
+        try:
+            decide(self._place.tree)
+        except OSError as error:
+            found = read_journal(self._place.tree)
+            if found is not None and found[0] is JournalState.DECIDED:
+                # Visible, perhaps not durable. Nothing is built on it here; the next holder flushes first.
+                self.state = RemoteState.DONE
+                self._held.release()
+                raise RemoteStorageError(
+                    f"the decision of transaction {self.txid} could not be flushed: {error.strerror}",
+                    hint="look for disk errors in the server's log, then run 'dsg recover'",
+                    outcome=Outcome.IN_DOUBT,
+                ) from error
+            raise
+
+    def abort(self) -> None:
+        if self.state in (RemoteState.BEGUN, RemoteState.PREPARED):
+            self.state = RemoteState.ABORTED
+            try:
+                discard_prepared(self._place.tree)
+                self._staging.discard()
+            finally:
+                self._held.release()
+        elif self.state is RemoteState.DECIDED:
+            # An unexpected failure between decision and reply: the next holder of the lock goes on.
+            self._held.release()
+
+
+def _path(change: Entry | str) -> str:
+    return change if isinstance(change, str) else change.path
+
+
+class _Spool:
+    """Actions kept as encoded bytes: there may be a million of them."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(unicode_errors="surrogateescape")
+        self._encoded = bytearray()
+
+    def append(self, action: Action) -> None:
+        path, before, after, keep = action
+        row: Any = (
+            path,
+            before and (before.kind.value, *before[1:]),
+            after and (after.number, after.kind.value, *after[2:]),
+            keep,
+        )
+        self._encoded += self._packer.pack(row)
+
+    def __iter__(self) -> Iterator[Action]:
+        unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
+        unpacker.feed(self._encoded)
+        for path, before, after, keep in unpacker:
+            yield Action(
+                path,
+                before and Expected(Kind(before[0]), *before[1:]),
+                after and Staged(after[0], Kind(after[1]), *after[2:]),
+                keep,
+            )

@@ -1,0 +1,197 @@
+"""After the decision, and after a crash: apply, publish, finish; or undo.
+
+Everything here is repeatable from any point at which the process may have
+died, and needs the repository's exclusive lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dsg_remote_agent.storage.layout import MANIFESTS, manifest_path
+from dsg_remote_agent.storage.place import Place, staged_manifest
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
+from protocol.errors import IntegrityError
+from protocol.manifest import Entry, Manifest
+from protocol.paths import escape, sort_key
+from protocol.records import SnapshotRecord
+from protocol.transaction import Step
+from protocol.tree.actions import AREA
+from protocol.tree.change import (
+    Action,
+    Journal,
+    JournalState,
+    Unexpected,
+    apply,
+    discard_prepared,
+    read_journal,
+    sweep,
+)
+from protocol.tree.change import finish as finish_journal
+
+__all__ = ["carry_out", "record_of", "settle"]
+
+
+def settle(place: Place) -> list[str]:
+    """Finish or undo what a crash left; notes on what was done, for people."""
+    tree = place.tree
+    notes: list[str] = []
+    found = read_journal(tree)
+    if found is not None:
+        state, journal = found
+        if state is JournalState.PREPARED:
+            discard_prepared(tree)
+            notes.append(f"undid the unfinished transaction {journal.txid}")
+        else:
+            if journal.root[1] != tree.stat("").inode:
+                raise IntegrityError(
+                    f"{place.shown} was copied while a sync was being carried out there",
+                    hint="run 'dsg recover' against the original, then copy it again when no sync runs",
+                )
+            # The decision may have been read before it was durable.
+            tree.flush_folder(AREA)
+            notes.append(f"finished the committed transaction {journal.txid}")
+            notes += carry_out(place, journal, None, {})
+    if sweep(tree):
+        notes.append("removed what unfinished transactions had left in staging")
+    return notes
+
+
+def record_of(place: Place, journal: Journal) -> SnapshotRecord:
+    """The record that a journal commits."""
+    raw = journal.meta.get("record")
+    if not isinstance(raw, bytes):
+        raise IntegrityError(
+            f"the journal of {place.shown} names no snapshot",
+            hint="copy the repository's .dsg folder aside before anything else",
+        )
+    return SnapshotRecord.from_bytes(raw)
+
+
+def carry_out(
+    place: Place,
+    journal: Journal,
+    known: tuple[Manifest, StatIndex] | None,
+    adopted: Mapping[str, IndexRow],
+) -> list[str]:
+    """Apply a decided journal, publish its snapshot, remove the journal; notes on what was found in the way.
+
+    ``known``: the base's manifest and its index, when they are at hand;
+    ``adopted``: rows of paths that were taken in as they are. OSError leaves
+    the journal in place: the next holder of the lock goes on.
+    """
+    tree = place.tree
+    record = record_of(place, journal)
+    applied = apply(tree, journal, Unexpected.RESCUE)
+    place.failpoints.reach(Step.REMOTE_APPLIED)
+    _publish_manifest(place, record)
+    _write_index(place, journal, record, known, adopted)
+    place.chain.publish(record)
+    place.failpoints.reach(Step.REMOTE_PUBLISHED)
+    finish_journal(tree, journal)
+    return [
+        f"{escape(path)} on the server had been changed outside DSG meanwhile; it was kept as {escape(where)}"
+        for path, where in applied.rescued
+    ]
+
+
+def _publish_manifest(place: Place, record: SnapshotRecord) -> None:
+    tree = place.tree
+    try:
+        tree.move(staged_manifest(record.txid), manifest_path(record.seq))
+    except FileNotFoundError:
+        tree.stat(manifest_path(record.seq))  # moved before the crash
+    tree.flush_folder(MANIFESTS)
+
+
+def _write_index(
+    place: Place,
+    journal: Journal,
+    record: SnapshotRecord,
+    known: tuple[Manifest, StatIndex] | None,
+    adopted: Mapping[str, IndexRow],
+) -> None:
+    """Write the new head's index, a cache: where its parts are not to be had, the old one stays, unused."""
+    try:
+        if known is None:
+            known = _stored(place, record)
+        if known is None:
+            return
+        head = place.chain.head()
+        fresh = StatIndex()
+        for row in _rows(place, journal, known, place.manifest(head, record.seq), adopted):
+            fresh.append(row)
+        fresh.save(place.tree, record.digest)
+    except (IntegrityError, FileNotFoundError):
+        return
+
+
+def _stored(place: Place, record: SnapshotRecord) -> tuple[Manifest, StatIndex] | None:
+    found = StatIndex.load_any(place.tree)
+    if found is not None and found[0] == record.digest:
+        return None  # written before the crash
+    _, base = place.chain.at(place.chain.head(), record.seq - 1)
+    manifest = place.manifest(place.chain.head(), base.seq)
+    if found is None or found[0] != record.parent or len(found[1]) != len(manifest):
+        return manifest, StatIndex(bytes(32 * len(manifest)))
+    return manifest, found[1]
+
+
+def _rows(
+    place: Place,
+    journal: Journal,
+    known: tuple[Manifest, StatIndex],
+    new: Manifest,
+    adopted: Mapping[str, IndexRow],
+) -> Iterator[IndexRow]:
+    base = _Ahead(zip(*known, strict=True))
+    actions = _Actions(iter(journal.actions))
+    for entry in new:
+        key = sort_key(entry.path)
+        was = base.at(entry.path, key)
+        action = actions.at(entry.path, key)
+        if entry.path in adopted:
+            yield adopted[entry.path]
+        elif action is not None:
+            yield _row_after(place, action)
+        else:
+            yield was
+
+
+def _row_after(place: Place, action: Action) -> IndexRow:
+    try:
+        stat = place.tree.stat(action.path)
+    except OSError:
+        return UNKNOWN
+    # Only what the transaction itself put there is known; anything else is to be looked at.
+    return row_of(stat) if action.after is not None and action.after.is_at(stat) else UNKNOWN
+
+
+class _Ahead:
+    """Base entries with their rows, looked up in ascending order of path."""
+
+    def __init__(self, pairs: Iterator[tuple[Entry, IndexRow]]) -> None:
+        self._pairs = pairs
+        self._next = next(pairs, None)
+
+    def at(self, path: str, key: str) -> IndexRow:
+        while self._next is not None and self._next[0].path != path and sort_key(self._next[0].path) < key:
+            self._next = next(self._pairs, None)
+        if self._next is not None and self._next[0].path == path:
+            row = self._next[1]
+            self._next = next(self._pairs, None)
+            return row
+        return UNKNOWN
+
+
+class _Actions:
+    """A journal's actions, looked up in ascending order of path."""
+
+    def __init__(self, actions: Iterator[Action]) -> None:
+        self._actions = actions
+        self._next = next(actions, None)
+
+    def at(self, path: str, key: str) -> Action | None:
+        while self._next is not None and sort_key(self._next.path) < key:
+            self._next = next(self._actions, None)
+        return self._next if self._next is not None and self._next.path == path else None

@@ -1,0 +1,177 @@
+"""Reading the files of a snapshot, newest or old, beside a running sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dsg_remote_agent.storage.base import Source, Wanted
+from dsg_remote_agent.storage.chain import Head
+from dsg_remote_agent.storage.layout import READERS_LOCK, object_path
+from dsg_remote_agent.storage.manifests import read_blocks
+from dsg_remote_agent.storage.outside import READ_BYTES, row_if
+from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
+from protocol.digest import hasher
+from protocol.errors import IntegrityError, LockedError
+from protocol.manifest import FILE, Manifest
+from protocol.paths import sort_key
+from protocol.tree.change import JournalState, read_journal
+from protocol.tree.fs import Lock, ReadFile
+from protocol.tree.staging import Staging
+
+__all__ = ["SnapshotFiles"]
+
+_TRIES = 3
+
+
+class SnapshotFiles:
+    """See :class:`dsg_remote_agent.storage.base.SnapshotReader`.
+
+    Holds the readers' lock, shared: only cleaning takes it exclusively. The
+    writer is not in the way: what it removes from the live tree is in the
+    history before anybody can miss it, so that a second look finds it.
+    """
+
+    def __init__(self, place: Place, seq: int | None) -> None:
+        self._place = place
+        self._lock = _shared_lock(place)
+        try:
+            self._head = place.chain.head()
+            seq = self._head.seq if seq is None else seq
+            if seq > self._head.seq:
+                raise IntegrityError(
+                    f"{place.shown} has no snapshot s{seq}; its newest is s{self._head.seq}",
+                    hint="was the repository restored from an older copy?",
+                )
+            self.raw, self.record = place.chain.at(self._head, seq)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def manifest(self) -> Manifest:
+        return self._place.manifest(self._head, self.record.seq)
+
+    def manifest_blocks(self) -> Iterator[bytes]:
+        path = self._place.stored_manifest(self._head, self.record.seq)
+        return read_blocks(self._place.tree, path, self._place.shown)
+
+    def sources(self, wanted: Iterable[Wanted]) -> Iterator[Source]:
+        finder = _Finder(self._place, self._head)
+        for one in wanted:
+            yield Source(one, finder.open(one))
+
+
+def _shared_lock(place: Place) -> Lock | None:
+    for _ in range(_TRIES):
+        try:
+            lock = place.tree.lock(READERS_LOCK, shared=True)
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{place.shown}/{READERS_LOCK} is missing",
+                hint=f"make it again: touch {READERS_LOCK} in the repository's folder",
+            ) from None
+        if lock is not None:
+            return lock
+    raise LockedError(f"{place.shown} is being cleaned", hint="wait until that is finished")
+
+
+class _Finder:
+    """Opens content by path and digest, for paths in canonical order.
+
+    The order of looking: the live path when head and index say that it has
+    this content; the history; the staged file of a journal that is decided and
+    not yet applied. A miss may be a move in between, so all are tried again
+    from a fresh look at the head; at last the live path is hashed.
+    """
+
+    def __init__(self, place: Place, head: Head) -> None:
+        self._place = place
+        self._from(head)
+
+    def _from(self, head: Head) -> None:
+        self._live = _Live(self._place, head)
+        self._staged: dict[str, str] | None = None if head.unapplied else {}
+
+    def open(self, wanted: Wanted) -> ReadFile | None:
+        for attempt in range(_TRIES):
+            if attempt:
+                self._from(self._place.chain.head())
+            opened = self._try_open(wanted)
+            if opened is not None:
+                return opened
+        return self._hashed(wanted)
+
+    def _try_open(self, wanted: Wanted) -> ReadFile | None:
+        row = self._live.row_of(wanted)
+        if row is not None and row.ctime_ns:
+            opened = self._open(wanted.path, wanted)
+            if opened is not None:
+                if row_if(row, opened.stat()):
+                    return opened
+                opened.close()
+        for path in (object_path(wanted.content), self._staged_path(wanted.path)):
+            if path is not None:
+                opened = self._open(path, wanted)
+                if opened is not None:
+                    return opened
+        return None
+
+    def _hashed(self, wanted: Wanted) -> ReadFile | None:
+        opened = self._open(wanted.path, wanted)
+        if opened is None:
+            return None
+        sums = hasher(self._place.marker.algorithm)
+        while chunk := opened.read(READ_BYTES):
+            sums.update(chunk)
+        if sums.digest() == wanted.content:
+            opened.seek(0)
+            return opened
+        opened.close()
+        return None
+
+    def _open(self, path: str, wanted: Wanted) -> ReadFile | None:
+        try:
+            opened = self._place.tree.open_read(path)
+        except PermissionError:
+            raise
+        except OSError:
+            return None
+        if opened.stat().size == wanted.size:
+            return opened
+        opened.close()
+        return None
+
+    def _staged_path(self, path: str) -> str | None:
+        if self._staged is None:
+            self._staged = {}
+            found = read_journal(self._place.tree)
+            if found is not None and found[0] is JournalState.DECIDED:
+                staging = Staging(self._place.tree, found[1].txid)
+                for action in found[1].actions:
+                    if action.after is not None:
+                        self._staged[action.path] = staging.path(action.after.number)
+        return self._staged.get(path)
+
+
+class _Live:
+    """The index rows of head entries that have the wanted content, for paths in canonical order."""
+
+    def __init__(self, place: Place, head: Head) -> None:
+        manifest = place.manifest(head, head.seq)
+        index = StatIndex.load(place.tree, head.digest, len(manifest))
+        self._pairs = zip(manifest, index, strict=True)
+        self._next = next(self._pairs, None)
+
+    def row_of(self, wanted: Wanted) -> IndexRow | None:
+        key = sort_key(wanted.path)
+        while self._next is not None and sort_key(self._next[0].path) < key:
+            self._next = next(self._pairs, None)
+        if self._next is None or self._next[0].path != wanted.path:
+            return None
+        entry, row = self._next
+        return row if entry.kind == FILE and entry.content == wanted.content else None

@@ -1,0 +1,204 @@
+"""What changed in a repository's folder without DSG: found by stat, confirmed by hashing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from attrs import define, field, frozen
+
+from dsg_remote_agent.storage.base import MAX_SHOWN
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
+from protocol.digest import hasher
+from protocol.manifest import FILE, LINK, Entry, Manifest
+from protocol.messages import OutsideChanges
+from protocol.paths import escape, sort_key
+from protocol.tree.fs import Kind, Stat, TreeFS
+
+__all__ = ["Seen", "describe", "examine", "is_ours", "live_paths"]
+
+READ_BYTES = 1 << 20
+MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name at the top of the repository belongs to DSG."""
+    return name.lower().startswith(".dsg")
+
+
+def live_paths(tree: TreeFS) -> Iterator[tuple[str, Stat]]:
+    """Every path of the live tree that is not a folder, with its stat, in canonical order; not ``.dsg``.
+
+    A folder that cannot be read raises: what is not seen is never taken for
+    deleted. One that vanishes meanwhile is taken as empty.
+    """
+    stack: list[tuple[str, Iterator[tuple[str, Stat]]]] = [("", tree.scan(""))]
+    while stack:
+        prefix, rest = stack[-1]
+        for name, stat in rest:
+            if not prefix and is_ours(name):
+                continue
+            path = prefix + name
+            if stat.kind is Kind.FOLDER:
+                try:
+                    stack.append((path + "/", tree.scan(path)))
+                except FileNotFoundError:
+                    continue
+                break
+            yield path, stat
+        else:
+            stack.pop()
+
+
+@frozen
+class Seen:
+    """The outcome of one examination: what differs, and the index as it is now known."""
+
+    outside: OutsideChanges
+    index: StatIndex
+    hashed: int  # files that had to be read
+
+
+@define
+class _Found:
+    modified: list[str] = field(factory=list)
+    deleted: list[str] = field(factory=list)
+    added: list[str] = field(factory=list)
+    total: int = 0
+
+    def note(self, paths: list[str], path: str) -> None:
+        self.total += 1
+        if len(paths) < MAX_SHOWN:
+            paths.append(path)
+
+    def outside(self) -> OutsideChanges:
+        """What was found; modified and deleted come first, as they decide whether a sync may go on."""
+        room, size = MAX_SHOWN, MAX_SHOWN_BYTES
+        shown: list[tuple[str, ...]] = []
+        for paths in (self.modified, self.deleted, self.added):
+            kept = []
+            for path in map(safe_text, paths):
+                if not room or len(path) * 4 > size:
+                    break
+                room -= 1
+                size -= len(path) * 4
+                kept.append(path)
+            shown.append(tuple(kept))
+        return OutsideChanges(
+            modified=shown[0],
+            deleted=shown[1],
+            added=shown[2],
+            more=self.total - sum(map(len, shown)),
+        )
+
+
+def safe_text(path: str) -> str:
+    """A name as it can travel: what is not UTF-8 is shown as escapes (no such path can be synced)."""
+    return escape(path) if any(0xD800 <= ord(c) <= 0xDFFF for c in path) else path
+
+
+def examine(
+    tree: TreeFS,
+    manifest: Manifest,
+    index: StatIndex,
+    *,
+    note: Callable[[str], None],
+    passed_over: Callable[[str], bool] = lambda _: False,
+) -> Seen:
+    """Compare the live tree with the head's ``manifest``; needs no lock.
+
+    A path whose stat fits its index row is not read. Any other is hashed, and
+    its row refreshed when the content is still the manifest's. ``passed_over``
+    tells the paths that a running apply is about to change. ``note`` is called
+    when reading begins, which may take long.
+    """
+    found = _Found()
+    fresh = StatIndex()
+    hashed = 0
+    live = chain(live_paths(tree), [None])
+    here = next(live)
+    for entry, row in zip(manifest, index, strict=True):
+        key = sort_key(entry.path)
+        while here is not None and sort_key(here[0]) < key:
+            _note_added(found, here, passed_over)
+            here = next(live)
+        if here is None or here[0] != entry.path:
+            if not passed_over(entry.path):
+                found.note(found.deleted, entry.path)
+            fresh.append(UNKNOWN)
+            continue
+        stat = here[1]
+        here = next(live)
+        now = row_of(stat)
+        if row.ctime_ns and row == now:
+            fresh.append(row)
+            continue
+        if passed_over(entry.path):
+            fresh.append(UNKNOWN)
+            continue
+        if not hashed:
+            note("hashing")
+        hashed += 1
+        if version_of(tree, entry.path, stat, manifest.algorithm, entry) == entry.version:
+            fresh.append(now)
+        else:
+            found.note(found.modified, entry.path)
+            fresh.append(UNKNOWN)
+    while here is not None:
+        _note_added(found, here, passed_over)
+        here = next(live)
+    return Seen(found.outside(), fresh, hashed)
+
+
+def _note_added(found: _Found, here: tuple[str, Stat], passed_over: Callable[[str], bool]) -> None:
+    path, stat = here
+    if stat.kind is Kind.OTHER or passed_over(path):
+        return
+    found.note(found.added, path)
+
+
+def version_of(
+    tree: TreeFS, path: str, stat: Stat, algorithm: str, like: Entry | None
+) -> tuple[int, bytes, bool] | None:
+    """The version that stands at ``path`` now, by reading it; None for what is neither file nor link.
+
+    Where the file system has no executable bit, it is taken from ``like``.
+    """
+    if stat.kind is Kind.LINK:
+        return LINK, tree.readlink(path).encode("utf-8", "surrogateescape"), False
+    if stat.kind is not Kind.FILE:
+        return None
+    if tree.capabilities.executable_bit:
+        executable = stat.executable
+    else:
+        executable = like is not None and like.kind == FILE and like.executable
+    return FILE, digest_of(tree, path, algorithm), executable
+
+
+def digest_of(tree: TreeFS, path: str, algorithm: str) -> bytes:
+    """The raw digest of the file at ``path``."""
+    sums = hasher(algorithm)
+    source = tree.open_read(path)
+    try:
+        while chunk := source.read(READ_BYTES):
+            sums.update(chunk)
+    finally:
+        source.close()
+    return sums.digest()
+
+
+def row_if(row: IndexRow, stat: Stat) -> bool:
+    """Whether a known row still fits."""
+    return bool(row.ctime_ns) and row == row_of(stat)
+
+
+def describe(outside: OutsideChanges, limit: int = 5) -> str:
+    """The changed paths in one line, for a message."""
+    groups = []
+    for word, paths in (("changed", outside.modified), ("gone", outside.deleted), ("new", outside.added)):
+        if paths:
+            shown = ", ".join(escape(path) for path in paths[:limit])
+            groups.append(
+                f"{word}: {shown}" + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
+            )
+    return "; ".join(groups)

@@ -1,0 +1,66 @@
+"""One directory repository: its tree and what its parts need to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import field, frozen
+
+from dsg_remote_agent.storage.chain import Chain, Head
+from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path
+from dsg_remote_agent.storage.manifests import damaged, inflate_blocks, read_blocks
+from protocol.manifest import Manifest
+from protocol.transaction import Failpoints
+from protocol.tree.fs import TreeFS
+
+__all__ = ["Place"]
+
+
+@frozen
+class Place:
+    """A repository's tree, its marker, and what was handed in: clock, failpoints, the machine's name.
+
+    ``shown`` is the repository's path for messages.
+    """
+
+    tree: TreeFS
+    marker: Marker
+    shown: str
+    now: Callable[[], int]
+    failpoints: Failpoints
+    machine: str
+    chain: Chain = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "chain", Chain(self.tree, self.marker, self.shown))
+
+    def stored_manifest(self, head: Head, seq: int) -> str:
+        """Where the manifest of a snapshot lies: that of an unapplied head may still be in staging."""
+        path = manifest_path(seq)
+        if head.unapplied and seq == head.seq:
+            staged = staged_manifest(head.record.txid)
+            for candidate in (path, staged):
+                try:
+                    self.tree.stat(candidate)
+                except FileNotFoundError:
+                    continue
+                return candidate
+        return path
+
+    def manifest(self, head: Head, seq: int) -> Manifest:
+        """The manifest of a snapshot; IntegrityError when it is missing or damaged."""
+        record = head.record if seq == head.seq else self.chain.at(head, seq)[1]
+        path = self.stored_manifest(head, seq)
+        try:
+            return inflate_blocks(read_blocks(self.tree, path, self.shown), record.manifest, seq, self.shown)
+        except FileNotFoundError:
+            if head.unapplied and path != manifest_path(seq):
+                # Published while we looked: it has moved to its place.
+                blocks = read_blocks(self.tree, manifest_path(seq), self.shown)
+                return inflate_blocks(blocks, record.manifest, seq, self.shown)
+            raise damaged(self.shown, manifest_path(seq), "it is missing") from None
+
+
+def staged_manifest(txid: str) -> str:
+    """Where a transaction keeps its manifest until it is published."""
+    return f"{STAGING}/{txid}/manifest"

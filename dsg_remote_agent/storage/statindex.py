@@ -1,0 +1,135 @@
+"""The repository's stat index: how each entry of the head looked to ``stat`` when its content was known.
+
+One fixed-size row an entry, in the manifest's order. An entry whose file still
+stats the same was not touched; any other is hashed. The index is a cache: when
+it is missing, damaged, of another snapshot or of another folder (a copied
+repository), every row is unknown and everything is hashed once.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgpack
+
+from dsg_remote_agent.storage.layout import FORMAT, INDEX, TMP
+from protocol.tree.fs import Kind, Stat, TreeFS
+
+__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "row_of"]
+
+_MAGIC = b"DSGX1\n"
+_ROW = struct.Struct("<qqQQ")
+_CRC = struct.Struct("<I")
+_MAX_BYTES = 1 << 36
+# The coarsest step in which the kernels DSG runs on advance the time of a local file (100 Hz), twice.
+GRAIN_NS = 20_000_000
+
+
+class IndexRow(NamedTuple):
+    """What is remembered of one path; all zero when nothing is."""
+
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    size: int
+
+
+UNKNOWN = IndexRow(0, 0, 0, 0)
+
+
+def row_of(stat: Stat) -> IndexRow:
+    """The row for a path that stats like this; unknown when it is neither a file nor a link."""
+    if stat.kind is not Kind.FILE and stat.kind is not Kind.LINK:
+        return UNKNOWN
+    return IndexRow(stat.mtime_ns, stat.ctime_ns, stat.inode, stat.size)
+
+
+class StatIndex:
+    """Rows in the order of one manifest's entries; grown by :meth:`append`."""
+
+    def __init__(self, rows: bytes | bytearray = b"") -> None:
+        self._rows = bytearray(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows) // _ROW.size
+
+    def __iter__(self) -> Iterator[IndexRow]:
+        return map(IndexRow._make, _ROW.iter_unpack(self._rows))
+
+    def __getitem__(self, at: int) -> IndexRow:
+        return IndexRow._make(_ROW.unpack_from(self._rows, at * _ROW.size))
+
+    def append(self, row: IndexRow) -> None:
+        """Add the row of the next entry."""
+        self._rows += _ROW.pack(*row)
+
+    def save(self, tree: TreeFS, record: str) -> None:
+        """Write the index of the snapshot with this record digest; needs the lock.
+
+        A row whose change time is within the clock's grain of now is written
+        as unknown: an edit in the same tick could not be told from it. "Now"
+        is the file system's own, from a file made for it. A failure leaves the
+        old index, which names another snapshot and is then not used.
+        """
+        tree.make_folders(TMP)
+        beside = f"{TMP}/index"
+        try:
+            tree.unlink(beside)
+        except FileNotFoundError:
+            pass
+        out = tree.create(beside)
+        try:
+            safe_before = tree.stat(beside).mtime_ns - max(GRAIN_NS, tree.capabilities.time_grain_ns)
+            settled = bytearray(self._rows)
+            blank = bytes(_ROW.size)
+            for at, row in enumerate(_ROW.iter_unpack(self._rows)):
+                if row[1] >= safe_before:
+                    settled[at * _ROW.size : (at + 1) * _ROW.size] = blank
+            header = msgpack.packb(
+                {"format": FORMAT, "record": record, "count": len(self), "root": tree.stat("").inode}
+            )
+            head = _MAGIC + _CRC.pack(len(header)) + header
+            out.write(head)
+            out.write(bytes(settled))
+            out.write(_CRC.pack(zlib.crc32(settled, zlib.crc32(head))))
+            out.finish(executable=False, mtime_ns=None)
+        finally:
+            out.close()
+        tree.move(beside, INDEX)
+
+    @classmethod
+    def load(cls, tree: TreeFS, record: str, count: int) -> StatIndex:
+        """The index of the snapshot with this record digest; all unknown when there is none to trust."""
+        found = cls.load_any(tree)
+        if found is not None and found[0] == record and len(found[1]) == count:
+            return found[1]
+        return cls(bytes(count * _ROW.size))
+
+    @classmethod
+    def load_any(cls, tree: TreeFS) -> tuple[str, StatIndex] | None:
+        """The stored index with the record digest that it belongs to; None when there is none to trust."""
+        try:
+            stored = tree.read_bytes(INDEX, _MAX_BYTES)
+        except OSError:
+            return None
+        at = len(_MAGIC) + _CRC.size
+        try:
+            if not stored.startswith(_MAGIC) or len(stored) < at + _CRC.size:
+                return None
+            body_at = at + _CRC.unpack_from(stored, len(_MAGIC))[0]
+            header = msgpack.unpackb(stored[at:body_at])
+            rows = stored[body_at : -_CRC.size]
+            if (
+                zlib.crc32(stored[: -_CRC.size]) != _CRC.unpack(stored[-_CRC.size :])[0]
+                or header["format"] != FORMAT
+                or len(rows) != header["count"] * _ROW.size
+                or header["root"] != tree.stat("").inode
+                or not isinstance(header["record"], str)
+            ):
+                return None
+        except (ValueError, TypeError, KeyError, struct.error, msgpack.UnpackException):
+            return None
+        return header["record"], cls(rows)
