@@ -35,7 +35,9 @@ class IgnoreRules:
         for text in patterns:
             meaningful = text.strip() != "" and not text.startswith("#")
             try:
-                found = [p for p in GitIgnoreSpec.from_lines([text]).patterns if p.include is not None]
+                found = [
+                    p for p in GitIgnoreSpec.from_lines([_plainer(text)]).patterns if p.include is not None
+                ]
             except (ValueError, TypeError, re.error) as error:
                 raise _bad_pattern(text, str(error)) from None
             if meaningful and not found:
@@ -55,9 +57,9 @@ class IgnoreRules:
     def ignores_file(self, path: str) -> bool:
         """Whether a file or link is ignored; its folders were asked before."""
         if self._file is not None:
-            return self._file.match(path) is not None
+            return self._file.search(path) is not None
         for regex, ignores, _ in reversed(self._rules):
-            found = regex.match(path)
+            found = regex.search(path)
             if found and found.groupdict().get(_BELOW) is None:
                 return ignores
         return False
@@ -66,13 +68,16 @@ class IgnoreRules:
         """Whether a folder is ignored; the folders above it were asked before."""
         with_slash = path + "/"
         if self._file is not None:
-            return (self._folder_slash is not None and self._folder_slash.match(with_slash) is not None) or (
-                self._folder is not None and self._folder.match(path) is not None
+            return (self._folder_slash is not None and self._folder_slash.search(with_slash) is not None) or (
+                self._folder is not None and self._folder.search(path) is not None
             )
         for regex, ignores, slash in reversed(self._rules):
             # "a/**" means what is inside "a", not "a": without the group, ask without the slash.
-            found = regex.match(with_slash if slash else path)
-            if found and (not slash or found.start(_BELOW) == len(path)):
+            if slash:
+                hit = any(found.start(_BELOW) == len(path) for found in regex.finditer(with_slash))
+            else:
+                hit = regex.search(path) is not None
+            if hit:
                 return ignores
         return False
 
@@ -81,6 +86,15 @@ def _union(regexes: Sequence[re.Pattern[str]]) -> re.Pattern[str] | None:
     if not regexes:
         return None
     return re.compile("|".join(f"(?:{r.pattern.replace(f'(?P<{_BELOW}>', '(?:')})" for r in regexes))
+
+
+def _plainer(text: str) -> str:
+    # "a/**/" means the folders inside "a", and "/**/" every folder; pathspec takes the one for "a/", and some
+    # versions the other for nothing.
+    trimmed = text.rstrip()
+    if trimmed in ("/**/", "!/**/"):
+        return trimmed.replace("/", "", 1)
+    return f"{trimmed}*/" if trimmed.endswith("/**/") else text
 
 
 def _bad_pattern(text: str, reason: str) -> ConfigError:
