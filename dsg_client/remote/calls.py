@@ -56,11 +56,11 @@ class RemoteAgent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error the agent may still have something to undo: it gets the time to do so in peace.
-        await self.close(0.5 if kind is None else 5.0)
+        await self.close(undoing=kind is not None)
 
-    async def close(self, limit: float = 0.5) -> None:
+    async def close(self, *, undoing: bool = False) -> None:
         """Say goodbye. Repeatable, never raises; see :meth:`AgentSession.close`."""
-        await self.session.close(limit)
+        await self.session.close(undoing=undoing)
 
     async def open_repo(self, path: str) -> RemoteRepo:
         """Open the repository at ``path`` on the agent's machine."""

@@ -24,6 +24,8 @@ PIPE_BYTES = 1024 * 1024  # the most that Linux gives an ordinary user; its defa
 READ_BYTES = 512 * 1024
 READS_A_TURN = 4  # then the event loop gets its turn
 IOV = 64
+ENDING_LIMIT = 0.5
+UNDOING_LIMIT = 5.0
 
 _BOOT = (
     "import sys;"
@@ -215,7 +217,8 @@ class ChildTransport:
         code = self._child.returncode
         return None if code is None else ExitStatus.of(code)
 
-    async def close(self, limit: float) -> None:
+    async def close(self, *, undoing: bool = False) -> None:
+        limit = UNDOING_LIMIT if undoing else ENDING_LIMIT
         self._closing = True
         if not self._queue:
             self._close_stdin()

@@ -141,11 +141,12 @@ class AgentSession:
                 place.set_result(None)
                 count -= 1
 
-    async def close(self, limit: float = 0.5) -> None:
+    async def close(self, *, undoing: bool = False) -> None:
         """Say goodbye and let go. Repeatable, never raises.
 
         A request in flight is lost. A remote agent ends by itself when it
-        sees the end of its input, whether or not anyone waits for it.
+        sees the end of its input, whether or not anyone waits for it;
+        ``undoing`` waits, up to 5 s, for one that may have something to undo.
         """
         if not self._closed:
             self._closed = True
@@ -155,7 +156,7 @@ class AgentSession:
                 while not self.transport.congested and (pieces := self.connection.bytes_to_send()):
                     self.transport.write(pieces)
                 self._fail(LinkLostError("the connection to the agent was closed by this side"))
-        await self.transport.close(limit)
+        await self.transport.close(undoing=undoing)
         if self._ending is not None:
             self._ending.cancel()
 

@@ -99,12 +99,13 @@ class Transport(Protocol):
         """How the program ended, waited for during ``limit`` seconds; None when that is not known."""
         ...
 
-    async def close(self, limit: float) -> None:
+    async def close(self, *, undoing: bool = False) -> None:
         """End the stream to the program and let go of it.
 
-        What is queued is still sent. The program is given ``limit`` seconds to
-        end by itself; a local one is then killed, a remote one sees the end of
-        its input. Repeatable; never raises.
+        What is queued is still sent. A program on this machine is given half a
+        second to end and then killed; one on a server sees the end of its
+        input and is not waited for. ``undoing``: it has something to undo, and
+        is waited for during 5 s. Repeatable; never raises.
         """
         ...
 
