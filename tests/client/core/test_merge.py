@@ -1,0 +1,162 @@
+"""The streaming merges: order, laziness, memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+import dsg_client.core.merge as module
+from dsg_client.core.merge import Edit, borrow_executable, differences, edited, kept_beside
+from dsg_client.core.reconcile import reconcile
+from protocol.errors import InternalError
+from protocol.manifest import Entry, Manifest
+
+from .trees import file, in_order, link
+
+
+def test_differences_counts_what_it_passes() -> None:
+    old = [file(name, "x") for name in "abcdefg"]
+    local = [*old[:3], file("d", "new"), *old[4:]]
+    remote = [e for e in old if e.path != "f"]
+    found = list(differences(local, old, remote))
+    assert [(d.equal_before, d.local and d.local.path, d.remote and d.remote.path) for d in found] == [
+        (3, "d", "d"),
+        (1, "f", None),
+        (1, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("local", "cache", "remote"),
+    [
+        ("ba", "ab", "ab"),
+        ("ab", "ba", "ab"),
+        ("ab", "ab", "ba"),
+        ("ca", "c", "ca"),  # after a path that is the same everywhere
+        ("aa", "a", "a"),
+        ("", "", "aa"),
+        ("", "", "ba"),
+    ],
+)
+def test_a_stream_out_of_order_is_refused(local: str, cache: str, remote: str) -> None:
+    trees = [[file(name, "x") for name in names] for names in (local, cache, remote)]
+    with pytest.raises(InternalError, match="not in order"):
+        reconcile(*trees, who="w", seq=1)
+
+
+def test_control_without_the_check_of_order_a_plan_deletes_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_key", lambda entry, _: entry[0] if entry else None)
+    local, old = [file("b", "x"), file("a", "x")], [file("a", "x"), file("b", "x")]
+    assert [e.path for e in reconcile(local, old, old, who="w", seq=1).delete_remote] == ["a"]
+
+
+def test_the_canonical_order_is_by_component() -> None:
+    """'a b' and 'a-b' sort before 'a/b' as strings, and after all of a/ as paths."""
+    entries = [file(p, "x") for p in ("a/b", "a/c", "a b", "a-b", "a.b", "b")]
+    assert reconcile(entries, entries, entries, who="w", seq=1).is_empty
+    plan = reconcile(entries, [], [], who="w", seq=1)
+    assert [c.path for c in plan.uploads] == ["a/b", "a/c", "a b", "a-b", "a.b", "b"]
+    assert list(plan.merged_remote([])) == [c.after for c in plan.uploads]
+
+
+def test_edited_refuses_another_tree() -> None:
+    a, b = file("a", "1"), file("b", "1")
+    assert list(edited([a], [Edit("b", None, b)])) == [a, b]
+    assert list(edited([b], [Edit("a", None, a)])) == [a, b]
+    assert list(edited([a, b], [Edit("a", a, None)])) == [b]
+    assert list(edited([a, b], [])) == [a, b]
+    for entries, edit in (
+        ([b], Edit("a", a, None)),  # gone
+        ([a], Edit("a", None, a)),  # there already
+        ([file("a", "2")], Edit("a", a, None)),  # another version
+        ([a._replace(who="x")], Edit("a", a, None)),  # another attribution
+        ([], Edit("a", a, b)),
+    ):
+        with pytest.raises(InternalError, match="as it was when the plan was made"):
+            list(edited(entries, [edit]))
+
+
+@pytest.mark.parametrize(
+    ("fresh", "kept", "expected"),
+    [
+        ("a b", "c", "a b c"),
+        ("a/x a/y b", "a", "a b"),
+        ("a b", "a/x a/z", "a/x a/z b"),
+        ("a-b a/x", "a", "a a-b"),
+        ("a b", "a", "a b"),
+        ("", "a b", "a b"),
+        ("a/b/c a/d", "a/b", "a/b a/d"),
+        ("a", "a/b/c", "a/b/c"),
+        ("ab", "a", "a ab"),
+    ],
+)
+def test_kept_beside(fresh: str, kept: str, expected: str) -> None:
+    new = in_order(file(path, "new") for path in fresh.split())
+    old = in_order(file(path, "old") for path in kept.split())
+    found = list(kept_beside(new, old))
+    assert [e.path for e in found] == [e.path for e in in_order(file(p, "") for p in expected.split())]
+    assert [e for e in found if e.path in kept.split()] == old
+
+
+def test_borrow_executable() -> None:
+    """The bit comes from C, else from R; links have none, and a file that was a link takes R's."""
+    local = [file(n, "x", executable=n == "own") for n in ("a", "b", "c", "d")] + [
+        link("l", "a"),
+        file("own", "x"),
+    ]
+    cache = [file("a", "y", executable=True), file("b", "y"), link("d", "a"), file("l", "x", executable=True)]
+    remote = [
+        file("b", "z", executable=True),
+        file("c", "z", executable=True),
+        file("d", "z", executable=True),
+    ]
+    found = {e.path: e.executable for e in borrow_executable(local, cache, remote)}
+    assert found == {"a": True, "b": False, "c": True, "d": True, "l": False, "own": False}
+
+
+class Numbered:
+    """Many entries, made while they are read."""
+
+    def __init__(self, count: int, seq: int) -> None:
+        self.count, self.seq, self.made = count, seq, 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        for n in range(self.count):
+            self.made += 1
+            yield Entry(f"d/{n // 100:05}/{n:07}", 0, b"x" * 32, False, 1, 1, "w", self.seq)
+
+
+def test_memory_goes_with_the_changes_not_with_the_tree() -> None:
+    count = 50_000
+    local = Numbered(count, 0)
+    remote = Manifest.from_entries([*Numbered(count, 2), file("e/new", "x")])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        plan = reconcile(local, Numbered(count, 1), remote, who="w", seq=3)
+        reconciled = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.reset_peak()
+        assert sum(1 for _ in plan.merged_remote(remote)) == count + 1
+        assert sum(1 for _ in plan.new_cache(Numbered(count, 1), remote)) == count + 1
+        assert sum(1 for _ in plan.new_cache(Numbered(count, 1), remote, {"e/new"})) == count
+        streamed = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert plan.unchanged == count
+    assert [c.path for c in plan.downloads] == ["e/new"]
+    # A list of the entries would take more than 10 MB; a manifest is read in pieces of 256 KiB.
+    assert max(reconciled, streamed) < 2_000_000
+
+
+def test_results_are_made_while_they_are_read() -> None:
+    remote = Numbered(10_000, 2)
+    plan = reconcile([], [], [file("d/00000/0000000", "mine")], who="w", seq=3)
+    assert plan.downloads
+    upload = reconcile([file("a", "x")], [], [], who="w", seq=3)
+    first = next(upload.merged_remote(remote))
+    assert first.path == "a"
+    assert remote.made <= 1
