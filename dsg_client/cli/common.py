@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _STATUS_TEXT = {
     0: "done, or nothing to do",
+    1: "internal error; doctor: something needs attention",
     2: "usage",
     3: "conflicts: nothing changed",
     4: "configuration",

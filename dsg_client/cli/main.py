@@ -12,7 +12,18 @@ from importlib import metadata
 
 import click
 
-import protocol
+try:
+    from protocol import SENTINEL
+except ImportError:
+    SENTINEL = ""
+if SENTINEL != "dsg-sync protocol":
+    # Before anything else of ours is imported: all of it needs the package.
+    sys.stderr.write(
+        "dsg: another Python package named 'protocol' stands before DSG's own. Install dsg-sync into a\n"
+        "virtual environment of its own:  python3 -m venv ~/dsg && ~/dsg/bin/pip install dsg-sync\n"
+    )
+    sys.exit(1)
+
 from dsg_client.cli.render import Output
 from protocol.errors import DsgError, InternalError, InterruptedSyncError, UsageError
 
@@ -77,9 +88,16 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
-@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version.",
 )
 def dsg() -> None:
     """Keep data folders in step with a server: a sync happens whole or not at all.
@@ -96,12 +114,6 @@ def dsg() -> None:
 
 def main() -> None:
     """Run one command and exit with its status."""
-    if getattr(protocol, "SENTINEL", "") != "dsg-sync protocol":
-        sys.stderr.write(
-            "dsg: another Python package named 'protocol' stands before DSG's own. Install dsg-sync into a\n"
-            "virtual environment of its own:  python3 -m venv ~/dsg && ~/dsg/bin/pip install dsg-sync\n"
-        )
-        sys.exit(1)
     arguments = sys.argv[1:]
     output = Output(json_mode="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
     try:
