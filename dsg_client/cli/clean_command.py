@@ -11,7 +11,9 @@ from protocol.paths import escape
 
 @click.command(name="clean", epilog=exit_statuses(2, 4, 5, 10, 11))
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed.")
-@click.option("--replaced", is_flag=True, help="Also the files that a sync replaced and kept in .dsg/replaced.")
+@click.option(
+    "--replaced", is_flag=True, help="Also the files that a sync replaced and kept in .dsg/replaced."
+)
 @click.option("--index", is_flag=True, help="Also the stat index: the next scan reads every file again.")
 @common_options
 def command(output: Output, dry_run: bool, replaced: bool, index: bool) -> None:
@@ -32,4 +34,6 @@ def command(output: Output, dry_run: bool, replaced: bool, index: bool) -> None:
     for path, size in removed:
         output.say(f"  {bytes_text(size):>10}  {escape(path)}")
     word = "would be removed" if dry_run else "removed"
-    output.say(f"{len(removed):,} {word} ({bytes_text(sum(size for _, size in removed))})." if removed else "Clean.")
+    output.say(
+        f"{len(removed):,} {word} ({bytes_text(sum(size for _, size in removed))})." if removed else "Clean."
+    )

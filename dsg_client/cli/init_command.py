@@ -14,7 +14,9 @@ from dsg_client.cli.render import Output
 @click.option("--data-dir", "data_dirs", multiple=True, help="A folder name to sync; repeatable. '*': all.")
 @click.option("--ignore", multiple=True, help="A gitignore pattern to leave out; repeatable.")
 @click.option("--group", default="", help="The Unix group on the server that shares the repository.")
-@click.option("--hash", "algorithm", type=click.Choice(["sha256", "blake3"]), default="sha256", help="Digest.")
+@click.option(
+    "--hash", "algorithm", type=click.Choice(["sha256", "blake3"]), default="sha256", help="Digest."
+)
 @click.option("--transport", type=click.Choice(["asyncssh", "openssh"]), help="How to reach the server.")
 @click.option("--agent-command", help="What starts the agent on the server, if it is not on its PATH.")
 @connection_options

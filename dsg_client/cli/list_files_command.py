@@ -13,7 +13,9 @@ from protocol.paths import escape
 
 @click.command(name="list-files", epilog=exit_statuses(2, 4, 6, 7, 8, 130))
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
-@click.option("--remote", "from_remote", is_flag=True, help="Ask the server, also for what is out of scope here.")
+@click.option(
+    "--remote", "from_remote", is_flag=True, help="Ask the server, also for what is out of scope here."
+)
 @click.option("-l", "--long", "long_form", is_flag=True, help="With size, time and who changed it last.")
 @connection_options
 @common_options
@@ -43,6 +45,7 @@ def command(
         if long_form:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["mtime"])) if row["mtime"] else " " * 16
             mark = "*" if row["executable"] else " "
-            output.say(f"{bytes_text(row['size']):>10} {when} s{row['seq']:<5}{mark}{escape(row['path'])}{link}  {escape(row['who'])}")
+            head = f"{bytes_text(row['size']):>10} {when} s{row['seq']:<5}{mark}"
+            output.say(f"{head}{escape(row['path'])}{link}  {escape(row['who'])}")
         else:
             output.say(f"{escape(row['path'])}{link}")

@@ -12,7 +12,9 @@ from protocol.paths import escape
 
 
 @click.command(name="log", epilog=exit_statuses(2, 4, 6, 7, 8, 130))
-@click.option("-n", "--number", type=click.IntRange(1), default=20, help="How many, newest first (default 20).")
+@click.option(
+    "-n", "--number", type=click.IntRange(1), default=20, help="How many, newest first (default 20)."
+)
 @connection_options
 @common_options
 def command(output: Output, number: int, accept_new_host_key: bool) -> None:
@@ -32,7 +34,7 @@ def command(output: Output, number: int, accept_new_host_key: bool) -> None:
 
     site = open_site(accept_new_host_key=accept_new_host_key)
     records, known = run(log(site, number, output.on_event))
-    output.result({"snapshots": [fields for fields in records], "synced": known})
+    output.result({"snapshots": records, "synced": known})
     for r in records:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["time"]))
         mark = "  (this folder)" if r["seq"] == known else ""

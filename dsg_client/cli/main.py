@@ -82,7 +82,7 @@ class LazyCommands(click.Group):
                 formatter.write_dl(rows)
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         click.echo(f"dsg {metadata.version('dsg-sync')}")
         ctx.exit()

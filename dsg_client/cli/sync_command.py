@@ -13,7 +13,9 @@ from dsg_client.cli.render import Output, bytes_text, count_text
 @click.command(name="sync", epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 130))
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would happen; change nothing.")
 @click.option("-m", "--message", default="", help="A line for the log.")
-@click.option("--retries", type=click.IntRange(0, 100), default=0, help="Start again after a transient error.")
+@click.option(
+    "--retries", type=click.IntRange(0, 100), default=0, help="Start again after a transient error."
+)
 @click.option("--prefer", type=click.Choice(["local", "remote"]), help="Settle every conflict for one side.")
 @click.option("--allow-mass-delete", is_flag=True, help="Let this sync delete most of a side.")
 @click.option("--normalize", is_flag=True, help="First rename local names that have another Unicode form.")

@@ -192,7 +192,8 @@ class Plan:
             for entry in entries:
                 yield f"{name} {_text(entry)}"
         for c in self.conflicts:
-            yield f"conflict {c.path!a} {c.kind.value} {_text(c.local)} {_text(c.cache)} {_text(c.remote)}"
+            versions = " ".join(map(_text, (c.local, c.cache, c.remote, c.other)))
+            yield f"conflict {c.path!a} {c.kind.value} {versions}"
 
     def _carry_out(self) -> None:
         if self.conflicts:

@@ -12,7 +12,18 @@ from typing import Any
 
 from attrs import asdict, frozen
 
-__all__ = ["Attempt", "Emit", "Event", "Note", "Phase", "PhaseStarted", "Planned", "Progress", "event_map", "ignore"]
+__all__ = [
+    "Attempt",
+    "Emit",
+    "Event",
+    "Note",
+    "Phase",
+    "PhaseStarted",
+    "Planned",
+    "Progress",
+    "event_map",
+    "ignore",
+]
 
 
 class Phase(Enum):

@@ -51,9 +51,7 @@ class Arrivals:
     the transaction's abort to remove.
     """
 
-    def __init__(
-        self, staging: Staging, rows: Rows, algorithm: str, began: Callable[[], None]
-    ) -> None:
+    def __init__(self, staging: Staging, rows: Rows, algorithm: str, began: Callable[[], None]) -> None:
         self._staging = staging
         self._rows = rows
         self._algorithm = algorithm

@@ -196,6 +196,10 @@ class TreeFS(Protocol):
         """Bytes that this user may still write."""
         ...
 
+    def may_change(self, folder: str) -> bool:
+        """Whether this user may make, rename and remove names in a folder, as far as its mode tells."""
+        ...
+
     def lock(self, path: str, *, shared: bool = False) -> Lock | None:
         """Take flock on an existing file, without waiting; None when another holds it."""
         ...

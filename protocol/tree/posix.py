@@ -143,6 +143,10 @@ class PosixTree:
         found = os.fstatvfs(self._root.fd)
         return found.f_bavail * found.f_frsize
 
+    def may_change(self, folder: str) -> bool:
+        where, name = self._at(folder)
+        return os.access(name or ".", os.W_OK | os.X_OK, dir_fd=where.fd, effective_ids=True)
+
     # Writing
 
     def create(self, path: str) -> PosixWriteFile:

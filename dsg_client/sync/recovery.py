@@ -1,0 +1,31 @@
+"""``recover``: settle what an interrupted command left, here and on the server."""
+
+from __future__ import annotations
+
+from dsg_client.sync.events import Emit, Phase, PhaseStarted, ignore
+from dsg_client.sync.settling import settle_leftover
+from dsg_client.sync.setup import rebuild_cache as make_cache_anew
+from dsg_client.sync.site import Site
+
+__all__ = ["recover"]
+
+
+async def recover(site: Site, *, abandon: bool, rebuild_cache: bool, emit: Emit) -> list[str]:
+    """Settle this folder's interrupted sync, then the server's; what was done, in words.
+
+    ``abandon`` gives up an undecided sync without asking the server, and does
+    not speak to it at all.
+    """
+    # What is settled is the command's answer here, not news on the way to another.
+    site.emit = ignore
+    with site.workdir.lock("dsg recover"):
+        notes = await settle_leftover(site, abandon=abandon)
+        if abandon:
+            return notes
+        emit(PhaseStarted(Phase.CONNECT))
+        async with site.connect() as repo:
+            if repo.opened.role != "read":
+                notes += [f"server: {note}" for note in await repo.recover()]
+        if rebuild_cache:
+            notes.append(await make_cache_anew(site, emit))
+    return notes

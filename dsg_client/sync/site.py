@@ -1,0 +1,211 @@
+"""A working folder opened for a command: configuration, identity, tree, and the way to its server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dsg_client.local.cache import Cache, load_cache
+from dsg_client.local.config import Config, load_config
+from dsg_client.local.identity import Identity, find_identity
+from dsg_client.local.index import Binding, FileClock, IndexChanges, read_index, save_index
+from dsg_client.local.machine import filesystem_id
+from dsg_client.local.scan import Scan
+from dsg_client.local.scope import Scope
+from dsg_client.local.workdir import Workdir, find_root, open_workdir, refuse_overlap
+from dsg_client.remote.address import RemoteAddress, parse_address
+from dsg_client.remote.ask import terminal_ask
+from dsg_client.remote.calls import RemoteAgent, RemoteRepo
+from dsg_client.remote.link import open_link
+from dsg_client.remote.settings import LinkSettings
+from dsg_client.sync.events import Emit, ignore
+from protocol.failpoints import parse_failpoints
+from protocol.transaction import Failpoints
+from protocol.tree.fs import TreeFS
+
+__all__ = ["Link", "Site", "describe_config", "open_site"]
+
+
+class Link:
+    """How to reach a server: an address and the settings that matter for the way."""
+
+    def __init__(self, address: RemoteAddress, config: Config, *, accept_new_host_key: bool = False) -> None:
+        self.address = address
+        self.config = config
+        self.accept_new_host_key = accept_new_host_key
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[RemoteAgent]:
+        """Start an agent there; it is gone when the context is left."""
+        settings = LinkSettings(
+            transport=self.config.transport,
+            agent_command=self.config.agent_command,
+            accept_new_host_key=self.accept_new_host_key,
+            ask=terminal_ask(),
+            connect_limit=self.config.connect_timeout,
+            again="the same command",
+        )
+        agent = await open_link(self.address, settings)
+        async with agent:
+            yield agent
+
+    @asynccontextmanager
+    async def repository(self) -> AsyncIterator[RemoteRepo]:
+        """Start an agent and open the repository."""
+        async with self.agent() as agent:
+            yield await agent.open_repo(self.address.path)
+
+
+class Site:
+    """One opened working folder. Close it, or let the process end."""
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        config: Config,
+        *,
+        accept_new_host_key: bool = False,
+        emit: Emit = ignore,
+        failpoints: Failpoints | None = None,
+    ) -> None:
+        self.workdir = workdir
+        self.config = config
+        self.accept_new_host_key = accept_new_host_key
+        self.emit = emit
+        self.failpoints = failpoints or parse_failpoints(os.environ.get("DSG_FAILPOINTS", ""))
+
+    @property
+    def root(self) -> Path:
+        """The folder, for messages and for the scanner."""
+        return self.workdir.root
+
+    @property
+    def tree(self) -> TreeFS:
+        """The folder, for everything that changes it."""
+        return self.workdir.tree
+
+    @cached_property
+    def address(self) -> RemoteAddress:
+        """Where the repository is. ConfigError or UsageError when that is not configured, or overlaps."""
+        address = parse_address(self.config.require_repository(), folder=str(self.root))
+        if address.local:
+            refuse_overlap(self.root, address.path)
+        return address
+
+    @cached_property
+    def scope(self) -> Scope:
+        """The rules of what is synced."""
+        return self.config.scope
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Who is syncing."""
+        return find_identity(self.config, self.root)
+
+    @property
+    def user(self) -> str:
+        """Who is syncing, in one line."""
+        return self.identity.who
+
+    @property
+    def host(self) -> str:
+        """This machine's name."""
+        return self.identity.host
+
+    @cached_property
+    def clock(self) -> FileClock | None:
+        """The folder's file clock; measuring it writes a file below .dsg/tmp and removes it."""
+        return FileClock.measure(self.tree)
+
+    def link(self) -> Link:
+        """The way to the server."""
+        return Link(self.address, self.config, accept_new_host_key=self.accept_new_host_key)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[RemoteRepo]:
+        """The repository, on a new connection."""
+        async with self.link().repository() as repo:
+            yield repo
+
+    def cache(self) -> Cache:
+        """C; an error when it is missing or damaged, never empty."""
+        return load_cache(self.tree)
+
+    def binding(self, algorithm: str) -> Binding:
+        """What the stat index is bound to."""
+        return Binding(
+            self.workdir.machine, filesystem_id(self.root), self.workdir.device_inode[1], algorithm
+        )
+
+    def scan(self, algorithm: str, *, verify: bool = False) -> Scan:
+        """A scan of L with the stat index."""
+        return Scan(
+            self.root,
+            self.scope,
+            algorithm=algorithm,
+            capabilities=self.tree.capabilities,
+            index=read_index(self.tree, self.binding(algorithm)),
+            clock=self.clock,
+            portable_names=self.config.portable_names,
+            verify=verify,
+        )
+
+    def save_index(self, changes: IndexChanges, algorithm: str) -> None:
+        """Put news into the stat index. It is a cache: a failure costs the next scan time, and no more."""
+        try:
+            save_index(self.tree, self.binding(algorithm), changes)
+        except OSError:
+            pass
+
+    def remote_fields(self) -> dict[str, Any]:
+        """What ``dsg remote`` shows."""
+        cache = self.cache()
+        return {"remote": str(self.address), "repo_id": cache.repo_id, "seq": cache.seq}
+
+
+def open_site(
+    start: str | os.PathLike[str] = ".",
+    *,
+    options: Mapping[str, Any] | None = None,
+    accept_new_host_key: bool = False,
+    emit: Emit = ignore,
+) -> Site:
+    """The working folder around ``start``; ConfigError says what is missing."""
+    root = find_root(start)
+    config = load_config(root, options=options)
+    return Site(open_workdir(root), config, accept_new_host_key=accept_new_host_key, emit=emit)
+
+
+def describe_config() -> list[dict[str, Any]]:
+    """Every setting in force and where it is from; ConfigError when a file is not right."""
+    from protocol.errors import ConfigError
+
+    try:
+        root: Path | None = find_root()
+    except ConfigError:
+        root = None
+    config = load_config(root)
+    rows = []
+    for name in (
+        "name",
+        "repository",
+        "data_dirs",
+        "ignore",
+        "portable_names",
+        "transport",
+        "agent_command",
+        "connect_timeout",
+    ):
+        value = getattr(config, name)
+        shown = ", ".join(value) if isinstance(value, tuple) else value
+        rows.append({"name": name, "value": shown, "source": config.sources.get(name, "default")})
+    if config.repository:
+        parse_address(config.repository, folder=str(root))
+    identity = find_identity(config, root)
+    source = config.sources.get("user_name") or config.sources.get("user_id") or "git or login"
+    rows.append({"name": "user", "value": identity.who, "source": source})
+    return rows

@@ -1,0 +1,172 @@
+"""Looking at all three sides and making the plan: what sync, status and clone have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from attrs import frozen
+
+from dsg_client.core.guard import refuse_mass_deletion
+from dsg_client.core.plan import Plan
+from dsg_client.core.reconcile import reconcile
+from dsg_client.core.states import Take
+from dsg_client.local.cache import Cache
+from dsg_client.local.lacking import supply_lacking
+from dsg_client.local.scan import Scan
+from dsg_client.local.scope import Scope, Zone
+from dsg_client.remote.calls import RemoteRepo
+from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted, Progress
+from dsg_client.sync.localtree import LocalTree
+from dsg_client.sync.results import conflict_fields, conflict_text
+from dsg_client.sync.site import Site
+from protocol.errors import ConflictError, IntegrityError, WrongRepositoryError
+from protocol.manifest import Entry, Manifest
+from protocol.records import SnapshotRecord
+
+__all__ = ["Head", "ask_head", "look_at_local", "plan_sync", "refuse_conflicts", "vanished_folders"]
+
+
+@frozen
+class Head:
+    """R: the head's record and its whole manifest."""
+
+    record: SnapshotRecord
+    manifest: Manifest
+
+
+async def ask_head(repo: RemoteRepo, cache: Cache | None, shown: str) -> Head:
+    """The head of R. WrongRepositoryError unless its chain holds the record that C stands on.
+
+    An unreadable or damaged answer is an IntegrityError, never an empty R.
+    """
+    opened = repo.opened
+    if cache is not None and opened.repo_id != cache.repo_id:
+        raise WrongRepositoryError(
+            f"{shown} holds another repository than the one this folder belongs to "
+            f"(its id is {opened.repo_id}, expected {cache.repo_id})",
+            hint="Correct the address with 'dsg remote set', or take a new copy with 'dsg clone'.",
+            facts={"found": opened.repo_id, "expected": cache.repo_id},
+        )
+    found, encoded = await repo.manifest(cache.record if cache is not None else "")
+    if cache is not None and not found.known:
+        record = SnapshotRecord.from_bytes(found.head)
+        raise WrongRepositoryError(
+            f"{shown} does not know snapshot s{cache.seq}, which this folder was last in step with; "
+            f"its newest is s{record.seq}",
+            hint="The repository was restored from an older copy or made anew. Nothing was changed. If that "
+            "was meant to be: take a fresh copy with 'dsg clone' beside this one, and carry over what is "
+            "missing.",
+            facts={"seq": cache.seq, "record": cache.record, "head": record.seq},
+        )
+    record = SnapshotRecord.from_bytes(found.head)
+    if record.repo_id != opened.repo_id:
+        raise IntegrityError(
+            f"{shown}: the newest snapshot belongs to another repository ({record.repo_id})",
+            hint="Ask the server's administrator to restore the repository's .dsg folder from a backup.",
+        )
+    if (
+        found.same
+        and cache is not None
+        and cache.record == record.digest
+        and cache.manifest.digest == record.manifest
+    ):
+        return Head(record, cache.manifest)
+    if found.same:
+        # C holds a part of that snapshot only (its scope, or paths held back): R is needed whole.
+        found, encoded = await repo.manifest("")
+        record = SnapshotRecord.from_bytes(found.head)
+    manifest = await asyncio.to_thread(_checked, encoded, record)
+    return Head(record, manifest)
+
+
+def _checked(encoded: bytes, record: SnapshotRecord) -> Manifest:
+    return Manifest.from_bytes(encoded, record.manifest).validate()
+
+
+async def look_at_local(scan: Scan, algorithm: str, emit: Emit) -> LocalTree:
+    """Run a scan in a thread and tell how far it is."""
+    emit(PhaseStarted(Phase.SCAN))
+
+    def tick(count: int) -> None:
+        emit(Progress(Phase.SCAN, count, 0, scan.bytes_read, 0))
+
+    return await asyncio.to_thread(LocalTree.read, scan, algorithm, tick)
+
+
+def tell_warnings(scan: Scan, emit: Emit) -> None:
+    """Names that only Windows could not hold, and the like."""
+    for problem in scan.warnings[:20]:
+        emit(Note(str(problem), warning=True))
+    if len(scan.warnings) > 20:
+        emit(Note(f"... and {len(scan.warnings) - 20} more names like these", warning=True))
+
+
+def plan_sync(
+    site: Site, local: Iterable[Entry], cache: Iterable[Entry], remote: Manifest, seq: int, prefer: str | None
+) -> Plan:
+    """The plan of a sync of L, C and R; ``seq`` is the number of the snapshot it would make."""
+    scope = site.scope
+    seen = supply_lacking(local, cache, scope.filter(remote), site.tree.capabilities)
+    return reconcile(
+        seen,
+        cache,
+        remote,
+        who=site.user,
+        seq=seq,
+        prefer=Take(prefer) if prefer else None,
+        in_scope=scope.in_scope,
+    )
+
+
+def refuse_conflicts(plan: Plan) -> None:
+    """ConflictError with every conflict: who changed what and when on each side."""
+    if not plan.conflicts:
+        return
+    count = len(plan.conflicts)
+    lines = "\n".join(f"  {conflict_text(c)}" for c in plan.conflicts)
+    raise ConflictError(
+        f"{count} {'conflict' if count == 1 else 'conflicts'}:\n{lines}",
+        hint="Make the files equal, or choose a side for all of them: 'dsg sync --prefer local' or "
+        "'--prefer remote' (what is replaced here is kept in .dsg/replaced).",
+        facts={"conflicts": [conflict_fields(c) for c in plan.conflicts]},
+    )
+
+
+def refuse_mass_delete(plan: Plan, local: LocalTree, scope: Scope, allowed: bool) -> None:
+    """MassDeleteError when the plan deletes too much and nobody allowed it."""
+    if not allowed:
+        refuse_mass_deletion(plan, vanished_folders(plan, local, scope))
+
+
+def vanished_folders(plan: Plan, local: LocalTree, scope: Scope) -> set[str]:
+    """Data folders of which nothing is left in L, although C has entries there."""
+    folders = {folder for entry in plan.delete_remote if (folder := data_folder(entry.path, scope))}
+    if folders:
+        for entry in local:
+            folders.discard(data_folder(entry.path, scope))
+            if not folders:
+                break
+    return folders
+
+
+def data_folder(path: str, scope: Scope) -> str:
+    """The outermost data folder that ``path`` lies in, or ''."""
+    at = path.find("/")
+    while at >= 0:
+        if scope.zone(path[:at]) is Zone.DATA:
+            return path[:at]
+        at = path.find("/", at + 1)
+    return ""
+
+
+def announce_rules(cache: Cache, scope: Scope, plan: Plan, emit: Emit) -> None:
+    """Say when the rules are not those of the last sync, and what that means."""
+    if cache.rules != scope.digest:
+        forgotten = len(plan.cache_drops)
+        emit(
+            Note(
+                "the data_dirs or ignore rules have changed since the last sync; what they no longer select "
+                f"stays on the server and here, untouched ({forgotten} paths are no longer compared)"
+            )
+        )

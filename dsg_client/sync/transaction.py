@@ -1,0 +1,404 @@
+"""The Transaction: one sync's changes on both sides, all or nothing.
+
+    async with Transaction(...) as transaction:     # begin
+        await transaction.upload_files()
+        await transaction.download_files()
+        await transaction.sync_metadata()           # verify, flush, prepare, last look, journal
+        done = await transaction.commit()           # the decision, then L and C forward
+
+Leaving it with an error rolls both sides back, up to the moment at which the
+commit was sent; from there the outcome is found out, and followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from attrs import frozen
+
+from dsg_client.core.plan import Plan
+from dsg_client.local.cache import Cache
+from dsg_client.local.index import IndexChanges
+from dsg_client.remote.calls import RemoteRepo
+from dsg_client.sync.events import Note, Phase, PhaseStarted
+from dsg_client.sync.localside import LocalSide, Settled, settle
+from dsg_client.sync.localtree import LocalTree
+from dsg_client.sync.settling import ask_outcome
+from dsg_client.sync.site import Site
+from dsg_client.sync.transfer import Meter, fetch, send
+from protocol.digest import DEFAULT
+from protocol.errors import (
+    DsgError,
+    InDoubtError,
+    IntegrityError,
+    InterruptedSyncError,
+    LinkLostError,
+    Outcome,
+    OutsideChangeError,
+    RemoteProtocolError,
+    RemoteStorageError,
+)
+from protocol.manifest import FILE, Manifest
+from protocol.messages import OutsideChanges
+from protocol.paths import escape
+from protocol.records import SnapshotRecord
+from protocol.transaction import Step
+from protocol.tree.change import read_journal
+from protocol.tree.send import Source, payloads
+
+__all__ = ["Base", "Done", "Transaction"]
+
+T = TypeVar("T")
+
+
+@frozen
+class Base:
+    """What the plan stands on: the head and the whole manifest of R, and C as it was in scope."""
+
+    head: SnapshotRecord
+    manifest: Manifest
+    cache: Manifest
+    rules: str  # digest of the scope rules of this sync
+
+
+@frozen
+class Done:
+    """A committed transaction: the snapshot that L agrees with now, and what was held back."""
+
+    record: SnapshotRecord
+    made_snapshot: bool
+    settled: Settled
+    notes: tuple[str, ...]
+
+
+class Transaction:
+    """One plan being carried out; see the module's text. The folder's lock is the caller's."""
+
+    def __init__(
+        self,
+        site: Site,
+        repo: RemoteRepo,
+        plan: Plan,
+        base: Base,
+        local: LocalTree,
+        *,
+        txid: str,
+        message: str = "",
+        accept_outside: Callable[[OutsideChanges], bool] = lambda _: False,
+    ) -> None:
+        self._site = site
+        self._repo = repo
+        self._plan = plan
+        self._base = base
+        self._txid = txid
+        self._message = message
+        self._accept_outside = accept_outside
+        self._algorithm = base.manifest.algorithm or DEFAULT
+        self._local = LocalSide(site.tree, plan, local, txid, self._algorithm, site.failpoints)
+        self._meter = Meter(
+            site.emit,
+            files_total=sum(c.moves_content for c in (*plan.uploads, *plan.downloads)),
+            bytes_total=plan.upload_bytes + plan.download_bytes,
+        )
+        self._merged: Manifest = base.manifest
+        self._record: SnapshotRecord = base.head
+        self._begun = False
+        self._journaled = False
+        self._sent = False
+        self._over = False
+        self._notes: list[str] = []
+
+    # Begin.
+
+    async def __aenter__(self) -> Transaction:
+        await self._in_thread(self._local.check_room)
+        try:
+            if self._plan.changes_remote:
+                await self._begin()
+            await self._in_thread(self._local.open)
+        except BaseException:
+            await self._roll_back()
+            raise
+        self._site.emit(PhaseStarted(Phase.TRANSFER))
+        return self
+
+    async def _begin(self) -> None:
+        site = self._site
+        # Set before the answer: a cancelled begin may have begun.
+        self._begun = True
+        begun = await self._repo.begin(
+            self._txid, base=self._base.head.digest, user=site.user, host=site.host
+        )
+        self._notes += begun.notes
+        if begun.outside and not self._accept_outside(begun.outside):
+            raise outside_error(begun.outside)
+        need = self._plan.upload_bytes
+        if need > begun.free:
+            raise RemoteStorageError(
+                f"not enough space on the server: {need:,} bytes are to be sent, and {begun.free:,} are free",
+                hint="Ask the server's administrator for space, then run 'dsg sync' again.",
+                facts={"needed": need, "free": begun.free},
+            )
+
+    # The bytes.
+
+    async def upload_files(self) -> None:
+        """Tell the server the whole change and send the contents it needs."""
+        if not self._plan.changes_remote:
+            return
+        edits = list(self._plan.remote_edits())
+        await self._repo.send_changes(self._txid, ((e.path,) if e.after is None else e.after for e in edits))
+        moving = {change.path for change in self._plan.uploads if change.moves_content}
+        sources = [
+            Source(number, edit.path, edit.after.size)
+            for number, edit in enumerate(edits)
+            if edit.after is not None and edit.after.kind == FILE and edit.path in moving
+        ]
+        if not sources:
+            return
+        async with self._repo.upload(self._txid) as upload:
+            expected = self._local.expected_stat
+            steps = payloads(self._site.tree.open_read, sources, lambda s, stat: expected(s.path, stat))
+            await send(upload, steps, self._compression(), self._meter)
+            await upload.finish()
+        self._meter.add(files=len(sources))
+
+    async def download_files(self) -> None:
+        """Fetch what the plan brings into staging."""
+        if self._local.wanted:
+            rows = [(entry.path, entry.content, entry.size) for entry in self._local.wanted]
+            async with self._repo.get_files(self._base.head.seq, rows) as download:
+                await fetch(download, self._local.arrivals, self._meter)
+        await self._in_thread(self._local.stage_rest)
+        await self._in_thread(self._site.failpoints.reach, Step.DOWNLOADED)
+
+    def _compression(self) -> str:
+        return "zstd" if "zstd" in self._repo.agent.session.features else "zlib"
+
+    # Metadata.
+
+    async def sync_metadata(self) -> None:
+        """Make both sides' staging durable, let the server prepare, and write the journal here."""
+        self._site.emit(PhaseStarted(Phase.COMMIT))
+        flushing = asyncio.ensure_future(self._in_thread(self._local.flush))
+        try:
+            if self._plan.changes_remote:
+                await self._prepare_remote()
+            await self._in_thread(self._stage_cache)
+        finally:
+            await asyncio.wait([flushing])
+        flushing.result()
+        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_FLUSHED)
+        await self._in_thread(self._local.check_unchanged)
+        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_CHECKED)
+        await self._in_thread(self._write_journal)
+        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_PREPARED)
+
+    async def _prepare_remote(self) -> None:
+        plan, base = self._plan, self._base
+
+        def merge() -> Manifest:
+            return Manifest.from_entries(plan.merged_remote(base.manifest), base.manifest.algorithm)
+
+        self._merged = await self._in_thread(merge)
+        raw = await self._repo.prepare(
+            self._txid,
+            manifest=self._merged.digest,
+            message=self._message,
+            user=self._site.user,
+            host=self._site.host,
+        )
+        record = SnapshotRecord.from_bytes(raw)
+        if (record.txid, record.manifest, record.parent, record.seq) != (
+            self._txid,
+            self._merged.digest,
+            base.head.digest,
+            base.head.seq + 1,
+        ):
+            raise RemoteProtocolError(
+                "the server prepared another snapshot than the one that was asked for",
+                hint="Update dsg-sync on both machines to the same version.",
+            )
+        self._record = record
+
+    def _stage_cache(self) -> None:
+        entries = self._plan.new_cache(self._base.cache, self._merged)
+        manifest = Manifest.from_entries(entries, self._algorithm)
+        record = self._record
+        self._local.stage_cache(Cache(record.repo_id, record.digest, record.seq, self._base.rules, manifest))
+
+    def _write_journal(self) -> None:
+        # Set before: a journal that may exist is never overlooked.
+        self._journaled = True
+        site = self._site
+        self._local.prepare(
+            site.workdir.machine,
+            site.workdir.device_inode,
+            {
+                "kind": "sync",
+                "remote": self._plan.changes_remote,
+                "repo_id": self._record.repo_id,
+                "seq": self._record.seq,
+                "record": self._record.to_bytes(),
+                "address": str(site.address),
+            },
+        )
+
+    # The decision.
+
+    async def commit(self) -> Done:
+        """Decide, and carry the decision out here. Once it began, a cancellation waits for its end.
+
+        Raises InDoubtError when it cannot be known whether the server committed.
+        """
+        committing = asyncio.ensure_future(self._commit())
+        interrupted = False
+        while not committing.done():
+            try:
+                await asyncio.wait([committing])
+            except asyncio.CancelledError:
+                if not interrupted:
+                    self._site.emit(Note("finishing the commit that has begun ..."))
+                interrupted = True
+        done = committing.result()
+        if interrupted:
+            raise InterruptedSyncError(
+                f"interrupted while s{done.record.seq} was being committed; it is complete",
+                outcome=Outcome.COMMITTED,
+                facts={"seq": done.record.seq},
+            )
+        return done
+
+    async def _commit(self) -> Done:
+        if self._plan.changes_remote:
+            await self._decide_remote()
+        await self._in_thread(self._local.decide)
+        self._over = True
+        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_DECIDED)
+        self._site.emit(PhaseStarted(Phase.APPLY))
+        settled = await self._in_thread(self._settle)
+        return Done(self._record, self._plan.changes_remote, settled, tuple(self._notes))
+
+    async def _decide_remote(self) -> None:
+        self._sent = True
+        sending = asyncio.ensure_future(self._repo.commit(self._txid, self._record.digest))
+        await asyncio.sleep(0)  # the request is written before the failpoint can stop us
+        await self._in_thread(self._site.failpoints.reach, Step.COMMIT_SENT)
+        try:
+            committed = await sending
+        except LinkLostError as lost:
+            await self._resolve(lost)
+            return
+        except DsgError as refused:
+            if refused.outcome is Outcome.COMMITTED:
+                self._notes.append(f"the server committed, and then reported: {escape(refused.message)}")
+            elif refused.outcome is Outcome.IN_DOUBT:
+                await self._resolve(refused)
+            else:
+                self._sent = False  # the server has undone it
+                raise
+            return
+        if committed.record != self._record.to_bytes():
+            raise InDoubtError(
+                "the server answered the commit with another record than the prepared one",
+                hint="Run 'dsg recover'; it asks the server again.",
+            )
+        self._notes += committed.notes
+
+    async def _resolve(self, lost: DsgError) -> None:
+        """After a lost answer: ask on a new connection; returns when it was committed."""
+        self._site.emit(Note(f"{lost.message}; asking whether the server committed ..."))
+        found = await ask_outcome(self._site, self._txid, self._record)
+        if found == "committed":
+            return
+        self._sent = False
+        raise type(lost)(
+            f"{lost.message} (before the server had decided)",
+            hint=lost.hint,
+            facts=lost.facts,
+            outcome=Outcome.ABORTED,
+        )
+
+    def _settle(self) -> Settled:
+        site = self._site
+        found = read_journal(site.tree)
+        if found is None or found[1].txid != self._txid:
+            raise IntegrityError(
+                "the journal of this sync vanished from .dsg while it was being applied",
+                hint="Run 'dsg status'; the server has committed.",
+                outcome=Outcome.COMMITTED,
+            )
+
+        def note(changes: IndexChanges) -> None:
+            site.save_index(changes, self._algorithm)
+
+        return settle(site.tree, found[1], site.failpoints, note, site.clock)
+
+    # The way out.
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not self._over:
+            if self._sent:
+                # In doubt: the journal stays, the next command settles it.
+                return
+            await self._roll_back()
+
+    async def _roll_back(self) -> None:
+        """Undo both sides; a cancellation in the middle of it waits."""
+
+        async def undo() -> None:
+            if self._begun and self._repo.agent.session.failure is None:
+                try:
+                    await asyncio.wait_for(self._repo.abort(self._txid), 30)
+                except (DsgError, TimeoutError):
+                    pass  # the agent undoes it by itself when the connection ends
+            await self._in_thread(self._undo_local)
+
+        undoing = asyncio.ensure_future(undo())
+        while not undoing.done():
+            try:
+                await asyncio.wait([undoing])
+            except asyncio.CancelledError:
+                continue
+        undoing.result()
+
+    def _undo_local(self) -> None:
+        from dsg_client.sync.settling import drop_prepared
+
+        if self._journaled:
+            drop_prepared(self._site.tree, self._txid)
+        self._local.abandon()
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Run ``work`` in a thread, to its end even when this task is cancelled meanwhile."""
+        running = asyncio.get_running_loop().run_in_executor(None, work, *args)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()
+            raise
+
+
+def outside_error(outside: OutsideChanges) -> OutsideChangeError:
+    """The repository's folder was changed without DSG."""
+    groups = []
+    for word, paths in (("changed", outside.modified), ("gone", outside.deleted), ("new", outside.added)):
+        groups += [f"  {word:<8} {escape(path)}" for path in paths[:10]]
+    total = len(outside.modified) + len(outside.deleted) + len(outside.added) + outside.more
+    return OutsideChangeError(
+        f"{total} files on the server were changed outside DSG:\n" + "\n".join(groups),
+        hint="'dsg adopt' takes these changes in; or put the files back as they were on the server.",
+        facts={
+            "modified": list(outside.modified),
+            "deleted": list(outside.deleted),
+            "added": list(outside.added),
+            "more": outside.more,
+        },
+    )

@@ -1,0 +1,52 @@
+"""Places where a test stops this process: parsed from ``DSG_FAILPOINTS``, else absent.
+
+``DSG_FAILPOINTS="remote-decided=kill,uploaded=error:ENOSPC"``. The actions:
+``kill`` (SIGKILL to itself), ``exit`` (at once, without cleaning up),
+``hang`` (for ever), ``hang:SECONDS``, ``error:NAME`` (an OSError of that name).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+from attrs import frozen
+
+from protocol.transaction import Failpoints, NoFailpoints, Step
+
+__all__ = ["parse_failpoints"]
+
+
+@frozen
+class _Armed:
+    actions: dict[Step, str]
+
+    def reach(self, step: Step) -> None:
+        action, _, argument = self.actions.get(step, "").partition(":")
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "exit":
+            os._exit(70)
+        elif action == "hang":
+            time.sleep(float(argument or 1e9))
+        elif action == "error":
+            number = getattr(errno, argument)
+            raise OSError(number, os.strerror(number), f"failpoint {step.value}")
+
+
+def parse_failpoints(text: str) -> Failpoints:
+    """The failpoints named by ``text``; ValueError for an unknown step or action."""
+    if not text:
+        return NoFailpoints()
+    actions: dict[Step, str] = {}
+    for item in text.split(","):
+        name, _, action = item.partition("=")
+        verb, _, argument = action.partition(":")
+        if verb not in ("kill", "exit", "hang", "error"):
+            raise ValueError(f"unknown failpoint action {action!r}")
+        if verb == "error" and not hasattr(errno, argument):
+            raise ValueError(f"unknown error name {argument!r}")
+        actions[Step(name)] = action
+    return _Armed(actions)
