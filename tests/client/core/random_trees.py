@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
 from protocol.manifest import Entry
@@ -43,7 +45,7 @@ def put(tree: Tree, new: Entry) -> None:
     tree[new.path] = new
 
 
-def edit(tree: Tree, script: list[tuple[str, int | str, tuple[str, str, bool]]]) -> Tree:
+def edit(tree: Tree, script: Sequence[tuple[str, int | str, tuple[str, str, bool]]]) -> Tree:
     tree = dict(tree)
     for verb, where, version in script:
         if isinstance(where, str):

@@ -23,7 +23,7 @@ def plan_of(local: list[Entry], cache: list[Entry], remote: list[Entry], **optio
     )
 
 
-BOB = {"who": "bob", "seq": 2}
+BOB: dict[str, Any] = {"who": "bob", "seq": 2}
 
 # new in L, new in R, the kind of the conflict, and which paths are in it
 CLASHES = [

@@ -41,9 +41,9 @@ def test_differences_counts_what_it_passes() -> None:
     ],
 )
 def test_a_stream_out_of_order_is_refused(local: str, cache: str, remote: str) -> None:
-    trees = [[file(name, "x") for name in names] for names in (local, cache, remote)]
+    a, b, c = ([file(name, "x") for name in names] for names in (local, cache, remote))
     with pytest.raises(InternalError, match="not in order"):
-        reconcile(*trees, who="w", seq=1)
+        reconcile(a, b, c, who="w", seq=1)
 
 
 def test_control_without_the_check_of_order_a_plan_deletes_what_is_there(

@@ -113,10 +113,10 @@ def test_kept_is_only_what_no_snapshot_holds() -> None:
         (link("a", "old"), old, theirs, True),
     ]
     for local, cache, remote, kept in cases:
-        trees = [[e] if e else [] for e in (local, cache, remote)]
-        plan = reconcile(*trees, who="w", seq=3, prefer=Take.REMOTE)
+        a, b, c = ([e] if e else [] for e in (local, cache, remote))
+        plan = reconcile(a, b, c, who="w", seq=3, prefer=Take.REMOTE)
         assert plan.kept == ((local,) if kept else ())
-        assert reconcile(*trees, who="w", seq=3, prefer=Take.LOCAL).kept == ()
+        assert reconcile(a, b, c, who="w", seq=3, prefer=Take.LOCAL).kept == ()
         assert [r.take for r in plan.resolutions] == [Take.REMOTE]
 
 
