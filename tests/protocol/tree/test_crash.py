@@ -1,0 +1,240 @@
+"""A crash after every single operation: recovery ends all before or all after, and says which.
+
+On a real file system a killed process loses nothing that it had written; the
+model in :mod:`tests.protocol.tree.memory` also loses power.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from protocol.tree import apply as apply_module
+from protocol.tree.change import Journal, Unexpected, apply, read_journal
+from protocol.tree.posix import PosixTree
+from protocol.tree.syscalls import system
+from tests.protocol.tree.memory import MemoryTree
+from tests.protocol.tree.recorder import Killed, Recorder
+from tests.protocol.tree.scenario import AFTER, BEFORE, build, commit, contents, problems, recover, stage
+
+POLICIES = list(Unexpected)
+
+
+def operations(tree: Any, unexpected: Unexpected) -> int:
+    """How many mutating operations the whole transaction has."""
+    recorder = Recorder(tree, skip_flushes=True)
+    commit(recorder, unexpected, [])
+    return len(recorder.log)
+
+
+def stopped_at(tree: Any, allowed: int, unexpected: Unexpected, **options: Any) -> list[str]:
+    """Run the transaction and kill it after ``allowed`` operations; what it had finished."""
+    progress: list[str] = []
+    try:
+        commit(Recorder(tree, allowed=allowed, **options), unexpected, progress)
+    except Killed:
+        pass
+    return progress
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Callable[[bool], PosixTree]]:
+    """A new real tree with BEFORE in it; the last one is removed first."""
+    root = tmp_path / "tree"
+    old_calls = evolve(system(), open_beneath=None, rename_exclusive=None, rename_swap=None)
+
+    def make(modern: bool) -> PosixTree:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        tree = PosixTree.open_tree(str(root), syscalls=system() if modern else old_calls)
+        build(Recorder(tree, skip_flushes=True))
+        return tree
+
+    yield make
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["swap", "no-swap"])
+@pytest.mark.parametrize("unexpected", POLICIES)
+def test_killed_after_every_operation_and_again_during_recovery(
+    fresh: Callable[[bool], PosixTree], unexpected: Unexpected, modern: bool, rng: random.Random
+) -> None:
+    total = operations(fresh(modern), unexpected)
+    assert total > 60
+    for allowed in range(total + 1):
+        tree = fresh(modern)
+        progress = stopped_at(tree, allowed, unexpected, skip_flushes=True)
+        second = rng.randrange(12)
+        try:
+            recover(Recorder(tree, allowed=second, skip_flushes=True), unexpected)
+        except Killed:
+            pass
+        applied = recover(Recorder(tree, skip_flushes=True), unexpected)
+        found = problems(tree, unexpected, progress)
+        assert not found, f"stopped after {allowed} of {total}, then after {second}: {found}"
+        assert applied is None or (not applied.held and not applied.rescued)
+
+
+@pytest.mark.parametrize("can_swap", [True, False], ids=["swap", "no-swap"])
+@pytest.mark.parametrize("unexpected", POLICIES)
+def test_recovery_killed_after_every_operation(
+    unexpected: Unexpected, can_swap: bool, rng: random.Random
+) -> None:
+    def fresh() -> MemoryTree:
+        tree = MemoryTree(can_swap)
+        build(tree)
+        return tree
+
+    total = operations(fresh(), unexpected)
+    for allowed in range(total + 1):
+        second = 0
+        while True:
+            tree = fresh()
+            progress = stopped_at(tree, allowed, unexpected)
+            try:
+                recover(Recorder(tree, allowed=second), unexpected)
+                done = True
+            except Killed:
+                done = False
+                recover(tree, unexpected)
+            found = problems(tree, unexpected, progress)
+            assert not found, f"stopped after {allowed} of {total}, then after {second}: {found}"
+            if done:
+                break
+            second += rng.randint(1, 5)
+
+
+def power_losses(
+    rng: random.Random, unexpected: Unexpected, tree_class: type[MemoryTree] = MemoryTree
+) -> Iterator[str]:
+    """What is wrong after losing power at every operation, and once more during recovery."""
+
+    def fresh() -> MemoryTree:
+        tree = tree_class()
+        build(tree)
+        # The model's own flush: a subclass may have none, and the start must be sound all the same.
+        MemoryTree.flush(tree)
+        return tree
+
+    total = operations(fresh(), unexpected)
+    for allowed in range(total + 1):
+        for _ in range(4):
+            tree = fresh()
+            progress = stopped_at(tree, allowed, unexpected)
+            tree = tree.power_loss(rng)
+            try:
+                recover(Recorder(tree, allowed=rng.randrange(60)), unexpected)
+            except Killed:
+                pass
+            tree = tree.power_loss(rng)
+            recover(tree, unexpected)
+            for problem in problems(tree, unexpected, progress):
+                yield f"power lost after {allowed} of {total} ({progress[-1:]}): {problem}"
+
+
+@pytest.mark.parametrize("unexpected", POLICIES)
+def test_power_lost_after_every_operation(unexpected: Unexpected, rng: random.Random) -> None:
+    assert list(power_losses(rng, unexpected)) == []
+
+
+class _NeverFlushed(MemoryTree):
+    def flush(self) -> None:
+        return None
+
+
+class _FoldersNeverFlushed(MemoryTree):
+    def flush_folder(self, path: str) -> None:
+        return None
+
+
+class _JournalNeverFlushed(MemoryTree):
+    def create(self, path: str) -> Any:
+        made = super().create(path)
+        finish = made.finish
+
+        class Forgetful:
+            write, skip, take, close = made.write, made.skip, made.take, made.close
+
+            def finish(self, *, executable: bool, mtime_ns: int | None, durable: bool = False) -> Any:
+                return finish(executable=executable, mtime_ns=mtime_ns)
+
+        return Forgetful()
+
+
+@pytest.mark.parametrize(
+    ("broken", "symptom"),
+    [
+        (_NeverFlushed, "mixed tree"),  # staged files empty after the decision
+        (_FoldersNeverFlushed, "although the decision was durable"),
+        (_JournalNeverFlushed, "is damaged"),
+    ],
+)
+def test_control_without_a_flush_the_suite_notices(
+    broken: type[MemoryTree], symptom: str, rng: random.Random
+) -> None:
+    found = []
+    try:
+        for problem in power_losses(rng, Unexpected.KEEP, broken):
+            found.append(problem)
+    except Exception as error:
+        found.append(str(error))
+    assert any(symptom in problem for problem in found), found[:5]
+
+
+def test_control_without_the_journal_the_suite_notices() -> None:
+    mixed = 0
+    tree = MemoryTree()
+    build(tree)
+    stage(tree)
+    for allowed in range(40):
+        tree = MemoryTree()
+        build(tree)
+        journal: Journal = stage(tree)
+        try:
+            apply(Recorder(tree, allowed=allowed), journal, Unexpected.KEEP)
+        except Killed:
+            pass
+        assert read_journal(tree) is None
+        recover(tree, Unexpected.KEEP)
+        mixed += contents(tree) not in (BEFORE, AFTER)
+    assert mixed > 5
+
+
+def test_control_a_recovery_that_stops_early_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_module._Run, "_resume_replace", lambda *_: None)
+    found: list[str] = []
+    for allowed in range(operations(_built(), Unexpected.KEEP) + 1):
+        tree = _built()
+        progress = stopped_at(tree, allowed, Unexpected.KEEP)
+        recover(tree, Unexpected.KEEP)
+        found += problems(tree, Unexpected.KEEP, progress)
+    assert found
+
+
+def _built() -> MemoryTree:
+    # Without swap: with it, finish would find and save what this recovery leaves in staging.
+    tree = MemoryTree(can_swap=False)
+    build(tree)
+    return tree
+
+
+@pytest.mark.parametrize("unexpected", POLICIES)
+def test_applying_again_changes_nothing(fresh: Callable[[bool], PosixTree], unexpected: Unexpected) -> None:
+    tree = fresh(True)
+    journal = stage(tree, unexpected)
+    first = apply(tree, journal, unexpected)
+    assert {path for path, _ in first.stats} == {a.path for a in journal.actions if a.after is not None}
+    assert first.unsure == first.held == first.rescued == []
+    for path, stat in first.stats:
+        assert tree.stat(path) == stat
+    recorder = Recorder(tree)
+    second = apply(recorder, journal, unexpected)
+    assert contents(tree) == AFTER
+    assert not second.held and not second.rescued and not second.stats
+    assert sorted(second.unsure) == sorted(path for path, _ in first.stats)
+    assert [line for line in recorder.log if not line.startswith("rmdir")] == []
