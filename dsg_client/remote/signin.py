@@ -32,6 +32,7 @@ from dsg_client.remote.hostkeys import (
 from dsg_client.remote.settings import LinkSettings
 from protocol.errors import (
     DsgError,
+    HostKeyChangedError,
     HostKeyUnknownError,
     LinkError,
     LinkLostError,
@@ -93,11 +94,10 @@ class SignIn(asyncssh.SSHClient):
 
     def authorities(self) -> bytes:
         """What asyncssh itself must know of known_hosts: the certificate authorities, and revoked keys."""
-        lines = [
-            f"@{e.marker} * {e.key.kind} {base64.b64encode(e.key.blob).decode()}"
-            for e in self._about
-            if e.marker
-        ]
+        marked = [e for e in self._about if e.marker]
+        if all(e.marker == "revoked" for e in marked):
+            marked = []  # without an authority, validate_host_public_key sees every key and names the line
+        lines = [f"@{e.marker} * {e.key.kind} {base64.b64encode(e.key.blob).decode()}" for e in marked]
         # Never empty: asyncssh would then read the default file, and trust its keys without asking here.
         return "\n".join(["# of this host", *lines]).encode()
 
@@ -290,10 +290,7 @@ class SignIn(asyncssh.SSHClient):
                 facts=facts | {"user": self._login, "tried": self._tried, "accepted": list(self._methods)},
             )
         if isinstance(error, asyncssh.HostKeyNotVerifiable):
-            for entry in self._about:
-                if entry.marker == "revoked":
-                    facts |= {"file": entry.file, "line": str(entry.line), "revoked": True}
-            return HostKeyUnknownError(
+            return HostKeyChangedError(
                 f"the host key of {where} cannot be accepted: {reason(error)}",
                 hint="ask the server's administrator for its key",
                 facts=facts,
