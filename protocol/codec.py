@@ -4,7 +4,8 @@ A control payload is one msgpack map with text keys. Each is read by a fresh
 unpacker: one that met an error is in an undefined state (msgpack
 GHSA-6v7p-g79w-8964). What a map may hold: None, booleans, integers, finite
 floats, text, bytes, lists and maps of these, nested at most ``MAX_NESTING``
-deep, with at most ``MAX_CONTAINERS`` lists and maps. Extension types, times,
+deep, with at most ``MAX_CONTAINERS`` lists and maps of at most ``MAX_ITEMS``
+each. Extension types, times,
 keys given twice and bytes after the map are refused.
 
 Rows travel in bodies: one DATA payload is a whole number of rows, each a
@@ -31,6 +32,7 @@ Row = tuple[Scalar, ...]
 
 MAX_NESTING = 12
 MAX_CONTAINERS = 4096  # an empty list is one byte on the wire and 56 in memory
+MAX_ITEMS = 4096  # of one list or map; some unpackers take its memory when they read its head
 MAX_ROW_FIELDS = 16
 MAX_PAYLOAD = 1 << 20
 
@@ -74,6 +76,8 @@ def unpack(payload: Buffer) -> dict[str, Any]:
             payload,
             raw=False,
             strict_map_key=True,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
             object_pairs_hook=take_map,
             list_hook=take_list,
             ext_hook=_refuse_extension,
@@ -104,6 +108,8 @@ def _check(value: Any, nesting: int, room: list[int]) -> None:
             raise ValueError(_TOO_MANY)
         if nesting == 0:
             raise ValueError(f"it is nested more than {MAX_NESTING} deep")
+        if len(value) > MAX_ITEMS:
+            raise ValueError(f"it holds a list or map of more than {MAX_ITEMS} items")
         if kind is dict:
             for key in value:
                 if type(key) is not str:
@@ -162,11 +168,11 @@ def unpack_rows(payload: Buffer) -> Iterator[Row]:
         if not 0 < size <= MAX_PAYLOAD:
             raise ValueError(f"it has {size} bytes")
         unpacker.feed(payload)
-        for row in unpacker:
+        # Not "for row in unpacker", which ends in silence within a row.
+        while unpacker.tell() < size:
+            row = unpacker.unpack()
             if type(row) is not tuple or not row or not _SCALARS.issuperset(map(type, row)):
                 raise ValueError("a row is not a flat array")
             yield row
-        if unpacker.tell() != size:
-            raise ValueError("it ends within a row")
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"rows cannot be read: {_reason(error)}") from None

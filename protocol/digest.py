@@ -35,6 +35,7 @@ ALGORITHMS: dict[str, Callable[[], Hasher]] = {
     "blake3": _blake3,
 }
 DIGEST_BYTES = 32  # of every algorithm above
+_HEX_DIGITS = frozenset("0123456789abcdef")
 
 
 def hasher(algorithm: str) -> Hasher:
@@ -60,7 +61,7 @@ def parse_tagged(text: str) -> tuple[str, bytes]:
         not colon
         or algorithm not in ALGORITHMS
         or len(digits) != 2 * DIGEST_BYTES
-        or digits != digits.lower()
+        or not _HEX_DIGITS.issuperset(digits)  # bytes.fromhex would pass over spaces
     ):
         raise ValueError(f"not a tagged digest: {text[:80]!r}")
     return algorithm, bytes.fromhex(digits)

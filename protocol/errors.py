@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from math import isfinite
 from typing import Any, ClassVar
 
 __all__ = [
@@ -278,7 +279,8 @@ _BY_CODE = _classes(DsgError)
 def error_from_wire(fields: Mapping[str, Any]) -> DsgError:
     """The error that the other side sent; an unknown code becomes a plain DsgError.
 
-    Every field is hostile: what has the wrong type is replaced by an empty one.
+    Every field is hostile: what has the wrong type is replaced by an empty one,
+    and facts hold only what JSON can.
     """
     code = fields.get("code")
     cls = _BY_CODE.get(code, DsgError) if isinstance(code, str) else DsgError
@@ -290,6 +292,17 @@ def error_from_wire(fields: Mapping[str, Any]) -> DsgError:
     return cls(
         message if isinstance(message, str) else "the other side reported an error without a message",
         hint=hint if isinstance(hint, str) else "",
-        facts=facts if isinstance(facts, dict) else {},
+        facts=_jsonable(facts, 20) if isinstance(facts, dict) else {},
         outcome=outcome,
     )
+
+
+def _jsonable(value: Any, nesting: int) -> Any:
+    """``value`` with what JSON cannot hold replaced by None."""
+    if isinstance(value, dict) and nesting:
+        return {k: _jsonable(v, nesting - 1) for k, v in value.items() if isinstance(k, str)}
+    if isinstance(value, list | tuple) and nesting:
+        return [_jsonable(item, nesting - 1) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float) else None

@@ -24,6 +24,7 @@ __all__ = ["HEADER_BYTES", "MAX_PAYLOAD", "Flag", "Frame", "FrameReader", "Frame
 
 MAGIC = b"\xd5\x47"
 HEADER_BYTES = 16
+_NO_MAGIC = f"it does not begin with {MAGIC.hex()}"
 _START = struct.Struct(">2sBBII")
 _HEADER = struct.Struct(">2sBBIII")
 
@@ -55,7 +56,7 @@ class Flag(IntFlag):
 
 
 class _Rule(NamedTuple):
-    flags: int
+    allowed: int  # flags
     shortest: int
     longest: int
     on_stream: bool
@@ -96,13 +97,13 @@ def _check_header(header: bytes | memoryview) -> tuple[int, int, int, int]:
     """(type, flags, stream, length); ValueError when the frame is not one that DSG/1 knows."""
     magic, kind, flags, stream, length, check = _HEADER.unpack(header)
     if magic != MAGIC:
-        raise ValueError(f"it begins with {magic.hex()}, not {MAGIC.hex()}")
+        raise ValueError(_NO_MAGIC)
     if crc32(header[:12]) != check:
         raise ValueError("its check sum is wrong")
     rule = _RULES.get(kind)
     if rule is None:
         raise ValueError(f"its type {kind} is unknown")
-    if flags & ~rule.flags or flags == Flag.ZLIB | Flag.ZSTD:
+    if flags | rule.allowed != rule.allowed or flags == Flag.ZLIB | Flag.ZSTD:
         raise ValueError(f"a {FrameType(kind).name} frame has the flags {flags:#x}")
     if not rule.shortest <= length <= rule.longest:
         raise ValueError(f"a {FrameType(kind).name} frame of {length} bytes")
@@ -168,7 +169,7 @@ class FrameReader:
                             # What has come may already be wrong: a peer that speaks something else
                             # and then waits would otherwise be waited for.
                             if not MAGIC.startswith(self._partial[:2]):
-                                raise ValueError(f"it begins with {bytes(self._partial[:2]).hex()}")
+                                raise ValueError(_NO_MAGIC)
                             break
                         header = bytes(self._partial)
                         self._partial.clear()

@@ -31,6 +31,7 @@ FILE = 0
 LINK = 1
 
 _MAGIC = b"DSGM1\n"
+_MAX_FIELD = 4096  # bytes of a path or a link's target, and a little
 
 
 class Entry(NamedTuple):
@@ -89,10 +90,21 @@ class Manifest:
     def __iter__(self) -> Iterator[Entry]:
         return map(_entry_of, islice(self._rows(), self.count))
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Any:
+        """An unpacker that yields the rows. Its limits keep a hostile one from claiming memory."""
         stream = io.BytesIO(self._encoded)
         stream.seek(self._body_at)
-        return iter(msgpack.Unpacker(stream, use_list=False, read_size=1 << 18, max_buffer_size=1 << 24))
+        return msgpack.Unpacker(
+            stream,
+            use_list=False,
+            read_size=1 << 18,
+            max_buffer_size=1 << 20,
+            max_array_len=8,
+            max_map_len=0,
+            max_str_len=_MAX_FIELD,
+            max_bin_len=_MAX_FIELD,
+            max_ext_len=0,
+        )
 
     def to_bytes(self) -> bytes:
         """The canonical encoding."""
@@ -124,7 +136,7 @@ class Manifest:
             unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=256)
             unpacker.feed(encoded[len(_MAGIC) : len(_MAGIC) + 64])
             algorithm, count = unpacker.unpack()
-            if not isinstance(algorithm, str) or not isinstance(count, int) or count < 0:
+            if type(algorithm) is not str or type(count) is not int or not 0 <= count <= len(encoded):
                 raise ValueError("its header is damaged")
             digest = _digest(algorithm, encoded)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -139,26 +151,23 @@ class Manifest:
         Checks types and ranges, paths, link targets, strict order, and that
         no file stands where another's folder is.
         """
-        seen = 0
         previous = ""
         previous_key = ""
         try:
             rows = self._rows()
-            for row in rows:
-                seen += 1
-                if seen > self.count:
-                    raise ValueError("it holds more entries than it says")
-                path = check_entry(row).path
+            for _ in range(self.count):
+                path = check_entry(rows.unpack()).path
                 key = sort_key(path)
                 if key <= previous_key:
                     raise ValueError(f"{path!r} stands after {previous!r}")
                 if previous and key.startswith(previous_key + "\0"):
                     raise ValueError(f"{previous!r} is both a file and a folder")
                 previous, previous_key = path, key
+            if rows.tell() != len(self._encoded) - self._body_at:
+                raise ValueError("it holds more than the entries that it says")
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise IntegrityError(f"a manifest holds a bad entry: {error}") from None
-        if seen != self.count:
-            raise IntegrityError(f"a manifest says {self.count} entries and holds {seen}")
+            reason = "it is cut short" if isinstance(error, msgpack.OutOfData) else error
+            raise IntegrityError(f"a manifest cannot be used: {reason}") from None
         return self
 
 

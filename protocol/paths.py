@@ -68,7 +68,7 @@ def _component_problem(name: str) -> str | None:
         return f"has the component {name!r}"
     if (
         len(name) > MAX_COMPONENT_BYTES // 4
-        and len(name.encode("utf-8", "surrogateescape")) > MAX_COMPONENT_BYTES
+        and len(name.encode("utf-8", "surrogatepass")) > MAX_COMPONENT_BYTES
     ):
         return f"a component is longer than {MAX_COMPONENT_BYTES} bytes"
     if not name.isascii():
@@ -87,7 +87,12 @@ def _component_problem(name: str) -> str | None:
         for c in name:
             if ord(c) < 32 or ord(c) == 127:
                 return f"has the control character U+{ord(c):04X}"
-    if len(name) < 40 and "dsg" in (folded := _fold(name)) and folded.rstrip(" .") == ".dsg":
+    # The length spares plain long names; what an HFS+ volume ignores can stretch others at will.
+    if (
+        (len(name) < 40 or not name.isascii())
+        and "dsg" in (folded := _fold(name))
+        and folded.rstrip(" .") == ".dsg"
+    ):
         return "'.dsg' is reserved for DSG itself"
     return None
 
@@ -174,26 +179,38 @@ def portability_problem(path: str) -> str | None:
 def check_link_target(path: str, target: str) -> str | None:
     """Why the link ``path`` -> ``target`` cannot be synced, or None.
 
-    A target is relative, and resolved as text from the link's folder it stays
-    inside the tree and outside ``.dsg``.
+    A target is relative, and resolved from the link's folder it stays inside
+    the tree and outside ``.dsg``. ``..`` may stand only at its beginning:
+    after a name it would lead to where that name, itself a link, points.
     """
     if not target:
         return "the link's target is empty"
-    if any(ord(c) < 32 or ord(c) == 127 or c in _BIDI or 0xD800 <= ord(c) <= 0xDFFF for c in target):
+    if any(
+        ord(c) < 32
+        or 0x7F <= ord(c) <= 0x9F
+        or c in _BIDI
+        or 0xD800 <= ord(c) <= 0xDFFF
+        or c in "\u2028\u2029"
+        for c in target
+    ):
         return "the link's target has control characters or is not UTF-8"
     if len(target.encode()) > MAX_PATH_BYTES:
         return f"the link's target is longer than {MAX_PATH_BYTES} bytes"
     if target.startswith("/"):
         return f"the link points to the absolute path {escape(target)}"
     depth = path.split("/")[:-1]
+    named = False
     for name in target.split("/"):
         if name in ("", "."):
             continue
         if name == "..":
+            if named:
+                return f"the link's target has '..' after a name: {escape(target)}"
             if not depth:
                 return f"the link points outside the repository: {escape(target)}"
             depth.pop()
         else:
+            named = True
             depth.append(name)
             if _fold(name).rstrip(" .") == ".dsg":
                 return "the link points into '.dsg'"

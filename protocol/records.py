@@ -20,6 +20,7 @@ from protocol.errors import IntegrityError
 __all__ = ["SnapshotRecord", "check_chain"]
 
 MAX_RECORD_BYTES = 64 * 1024
+_MOST = 1 << 62
 
 
 @frozen(kw_only=True)
@@ -64,7 +65,7 @@ class SnapshotRecord:
         try:
             if len(data) > MAX_RECORD_BYTES:
                 raise ValueError("it is too long")
-            found: Any = msgpack.unpackb(data)
+            found: Any = msgpack.unpackb(data, max_array_len=0, max_map_len=32)
             if not isinstance(found, dict):
                 raise ValueError("it is not a map")
             if found.get("format") != 1:
@@ -76,12 +77,16 @@ class SnapshotRecord:
                 kind = int if a.type in (int, "int") else str
                 if type(found[a.name]) is not kind:
                     raise ValueError(f"its field {a.name!r} has the wrong type")
-            if found["seq"] < 0:
-                raise ValueError("its number is negative")
+                if kind is int and not 0 <= found[a.name] < _MOST:
+                    raise ValueError(f"its field {a.name!r} is out of range")
             parse_tagged(found["manifest"])
-            if found["parent"] or found["seq"]:
+            if found["seq"]:
                 parse_tagged(found["parent"])
+            elif found["parent"]:
+                raise ValueError("it is the first and names a parent")
             record = cls(**found)
+            if record.to_bytes() != data:
+                raise ValueError("it is not in canonical form")
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise IntegrityError(f"a snapshot record cannot be read: {error}") from None
         if expected_digest is not None and record.digest != expected_digest:
