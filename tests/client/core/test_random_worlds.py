@@ -30,7 +30,7 @@ def plan_of(world: World, **options: Any) -> Plan:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(worlds(), preferences)
 def test_the_plan_is_what_the_oracle_says(world: World, prefer: Take | None) -> None:
     assert len({*world.local, *world.cache, *world.remote}) >= 8
@@ -49,7 +49,7 @@ def test_the_plan_is_what_the_oracle_says(world: World, prefer: Take | None) -> 
     event(f"impossible: {bool(expected.impossible)}")
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(worlds(), preferences)
 def test_a_plan_carried_out_loses_nothing_and_is_final(world: World, prefer: Take | None) -> None:
     plan = plan_of(world, prefer=prefer)
@@ -103,7 +103,7 @@ def test_different_plans_have_different_digests(one: World, other: World) -> Non
     assert (a.digest() == b.digest()) == (content(a) == content(b))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(worlds(), st.sampled_from([Take.LOCAL, Take.REMOTE]))
 def test_choosing_one_side_everywhere_is_the_same_as_preferring_it(world: World, take: Take) -> None:
     """Choices are asked for until nothing is left; clashes of names may come up in the second round."""
@@ -121,7 +121,7 @@ def test_choosing_one_side_everywhere_is_the_same_as_preferring_it(world: World,
     assert {r.conflict.path for r in plan.resolutions} >= {r.conflict.path for r in preferred.resolutions}
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(worlds(), st.data())
 def test_any_choices_and_preference_lose_nothing(world: World, data: st.DataObject) -> None:
     choices: dict[str, Choice] = {}
@@ -134,7 +134,7 @@ def test_any_choices_and_preference_lose_nothing(world: World, data: st.DataObje
         check_after(world, carry_out(plan, world))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(worlds(), preferences, st.data())
 def test_a_held_path_is_not_lost_by_the_next_sync(
     world: World, prefer: Take | None, data: st.DataObject
@@ -169,7 +169,7 @@ def _parents(path: str) -> list[str]:
     return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(worlds(), preferences)
 def test_what_is_out_of_scope_stays_as_it_is(world: World, prefer: Take | None) -> None:
     def in_scope(path: str) -> bool:
@@ -207,7 +207,7 @@ def test_what_is_out_of_scope_stays_as_it_is(world: World, prefer: Take | None) 
     assert plan_of(after, in_scope=in_scope).is_empty
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(worlds(), st.data())
 def test_a_choice_lapses_when_a_version_changes(world: World, data: st.DataObject) -> None:
     conflicts = [c for c in plan_of(world).conflicts if c.other is None]

@@ -95,7 +95,7 @@ def test_two_paths(paths: tuple[str, str], prefer: Take | None) -> None:
 
 @pytest.mark.parametrize("prefer", [None, Take.LOCAL, Take.REMOTE])
 @pytest.mark.parametrize(
-    "paths", [("a", "a/b", "A/b"), ("d/x", "D/x", "d/x/y"), ("a", "b", "c")], ids="+".join
+    "paths", [("a", "a/b", "A/b"), ("d/x", "D/x", "d/x/y"), ("a", "A", "b")], ids="+".join
 )
 def test_three_paths(paths: tuple[str, str, str], prefer: Take | None) -> None:
     for world in worlds(paths, "-XY"):
