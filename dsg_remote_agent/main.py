@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from dsg_remote_agent.stdio import announce, claim
 
     source, sink = claim()
-    preamble = announce(sink, options.version)
+    preamble = announce(sink)
     # Only now what takes longer to import: the client reads the preamble meanwhile.
     from dsg_remote_agent.serve import serve
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from dsg_remote_agent import VERSION
+
 __all__ = ["Options", "read_options"]
 
 _ABOUT = """
@@ -29,23 +31,11 @@ class Options:
     log_file: str | None
     log_level: str
     failpoints: str
-    version: str
-
-
-def version() -> str:
-    """The version of this distribution."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("dsg-sync")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(0, f"dsg-remote-agent {version()}\n")
+        parser.exit(0, f"dsg-remote-agent {VERSION}\n")
 
 
 def read_options(argv: Sequence[str] | None) -> Options:
@@ -88,5 +78,4 @@ def read_options(argv: Sequence[str] | None) -> Options:
         log_file=found.log_file,
         log_level=found.log_level,
         failpoints=os.environ.get("DSG_FAILPOINTS", ""),
-        version=version(),
     )

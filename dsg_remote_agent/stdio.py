@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 
+from dsg_remote_agent import VERSION
 from protocol.preamble import Preamble, preamble_bytes
 
 __all__ = ["announce", "claim"]
@@ -32,13 +33,13 @@ def claim() -> tuple[int, int]:
     return source, sink
 
 
-def announce(sink: int, version: str) -> Preamble:
+def announce(sink: int) -> Preamble:
     """Write the preamble: the first bytes that a client looks for. Returns what it says."""
-    preamble = Preamble(dsg=version, features=_features())
+    preamble = Preamble(dsg=VERSION, features=_features())
     os.write(sink, preamble_bytes(preamble))
     return preamble
 
 
 def _features() -> frozenset[str]:
     # Looked for, not imported: that would take longer than all the rest.
-    return frozenset(["zstd"]) if find_spec("zstandard") is not None else frozenset()
+    return frozenset(["zstd"]) if PathFinder.find_spec("zstandard") is not None else frozenset()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import msgpack
 
@@ -13,7 +12,7 @@ from dsg_remote_agent.storage.adopt import Adopted
 from dsg_remote_agent.storage.base import Committed, Notice
 from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.finish import carry_out
-from dsg_remote_agent.storage.layout import object_path
+from dsg_remote_agent.storage.layout import object_path, stands
 from dsg_remote_agent.storage.manifests import write_blocks
 from dsg_remote_agent.storage.merge import ChangeRows, Merged, Step, merge
 from dsg_remote_agent.storage.place import Place, staged_manifest
@@ -38,6 +37,7 @@ from protocol.transaction import Step as Moment
 from protocol.tree.actions import TRASH
 from protocol.tree.arrive import Arrivals
 from protocol.tree.change import (
+    JOURNAL_PREPARED,
     Action,
     Expected,
     Journal,
@@ -55,6 +55,7 @@ __all__ = ["DirectoryTransaction"]
 
 # What the journal, manifest and folders need beside the files themselves, roughly.
 _SPARE_BYTES = 4 * 1024 * 1024
+_KINDS = (Kind.FILE, Kind.LINK)
 
 
 class DirectoryTransaction:
@@ -87,6 +88,7 @@ class DirectoryTransaction:
         self._staging = Staging(place.tree, self.txid)
         self._actions = _Spool()
         self._record: SnapshotRecord | None = None
+        self._journal: Journal | None = None
         self._staging.open()
         self.state = RemoteState.BEGUN
 
@@ -172,7 +174,7 @@ class DirectoryTransaction:
             actions=self._actions,
         )
         write_prepared(tree, journal)
-        self._record = record
+        self._record, self._journal = record, journal
         self.state = RemoteState.PREPARED
         place.failpoints.reach(Moment.REMOTE_PREPARED)
         return record
@@ -275,12 +277,11 @@ class DirectoryTransaction:
     def commit(self, record: str, proceed: Callable[[], None]) -> Committed:
         place = self._place
         tree = place.tree
-        prepared = self._record
-        assert prepared is not None
+        prepared, journal = self._record, self._journal
+        assert prepared is not None and journal is not None
         if prepared.digest != record:
             raise RemoteProtocolError("the commit names another record than was prepared")
-        found = read_journal(tree)
-        if found is None or found[0] is not JournalState.PREPARED or found[1].txid != self.txid:
+        if not stands(tree, JOURNAL_PREPARED):
             raise IntegrityError(
                 f"the journal of transaction {self.txid} is gone from {place.shown}",
                 hint="somebody removed files below .dsg; sync again",
@@ -299,7 +300,7 @@ class DirectoryTransaction:
         try:
             place.failpoints.reach(Moment.REMOTE_DECIDED)
             self._notice("applying")
-            notes = carry_out(place, found[1], (self._manifest, self._index), self._adopted.rows)
+            notes = carry_out(place, journal, (self._manifest, self._index), self._adopted.rows)
         except (OSError, DsgError) as error:
             notes.append(
                 f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "
@@ -351,13 +352,14 @@ class _Spool:
 
     def append(self, action: Action) -> None:
         path, before, after, keep = action
-        row: Any = (
-            path,
-            before and (before.kind.value, *before[1:]),
-            after and (after.number, after.kind.value, *after[2:]),
-            keep,
+        self._encoded += self._packer.pack(
+            (
+                path,
+                before and (_KINDS.index(before.kind), *before[1:]),
+                after and (after.number, _KINDS.index(after.kind), *after[2:]),
+                keep,
+            )
         )
-        self._encoded += self._packer.pack(row)
 
     def __iter__(self) -> Iterator[Action]:
         unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
@@ -365,7 +367,7 @@ class _Spool:
         for path, before, after, keep in unpacker:
             yield Action(
                 path,
-                before and Expected(Kind(before[0]), *before[1:]),
-                after and Staged(after[0], Kind(after[1]), *after[2:]),
+                before and Expected(_KINDS[before[0]], *before[1:]),
+                after and Staged(after[0], _KINDS[after[1]], *after[2:]),
                 keep,
             )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dsg_remote_agent.storage.layout import MANIFESTS, manifest_path
+from dsg_remote_agent.storage.layout import MANIFESTS, manifest_path, record_path
 from dsg_remote_agent.storage.place import Place, staged_manifest
-from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, let_clock_pass, row_of
 from protocol.errors import IntegrityError
 from protocol.manifest import Entry, Manifest
 from protocol.paths import escape, sort_key
-from protocol.records import SnapshotRecord
+from protocol.records import MAX_RECORD_BYTES, SnapshotRecord
 from protocol.transaction import Step
 from protocol.tree.actions import AREA
 from protocol.tree.change import (
@@ -88,10 +88,11 @@ def carry_out(
     _write_index(place, journal, record, known, adopted)
     place.chain.publish(record)
     place.failpoints.reach(Step.REMOTE_PUBLISHED)
-    finish_journal(tree, journal)
-    return [
+    saved = finish_journal(tree, journal, Unexpected.RESCUE)
+    lost = [f"the new content of {escape(held.path)} was gone: {held.reason}" for held in applied.held]
+    return lost + [
         f"{escape(path)} on the server had been changed outside DSG meanwhile; it was kept as {escape(where)}"
-        for path, where in applied.rescued
+        for path, where in (*applied.rescued, *saved)
     ]
 
 
@@ -117,9 +118,9 @@ def _write_index(
             known = _stored(place, record)
         if known is None:
             return
-        head = place.chain.head()
+        let_clock_pass(place.tree)
         fresh = StatIndex()
-        for row in _rows(place, journal, known, place.manifest(head, record.seq), adopted):
+        for row in _rows(place, journal, known, place.published(record), adopted):
             fresh.append(row)
         fresh.save(place.tree, record.digest)
     except (IntegrityError, FileNotFoundError):
@@ -130,8 +131,8 @@ def _stored(place: Place, record: SnapshotRecord) -> tuple[Manifest, StatIndex] 
     found = StatIndex.load_any(place.tree)
     if found is not None and found[0] == record.digest:
         return None  # written before the crash
-    _, base = place.chain.at(place.chain.head(), record.seq - 1)
-    manifest = place.manifest(place.chain.head(), base.seq)
+    raw = place.tree.read_bytes(record_path(record.seq - 1), MAX_RECORD_BYTES)
+    manifest = place.published(SnapshotRecord.from_bytes(raw, record.parent))
     if found is None or found[0] != record.parent or len(found[1]) != len(manifest):
         return manifest, StatIndex(bytes(32 * len(manifest)))
     return manifest, found[1]

@@ -39,6 +39,7 @@ __all__ = [
     "read_marker",
     "record_path",
     "replace_bytes",
+    "stands",
 ]
 
 AREA = ".dsg"
@@ -148,6 +149,15 @@ def read_marker(tree: TreeFS, shown: str) -> Marker:
     if algorithm not in ALGORITHMS:
         raise VersionError(f"{shown} uses the unknown digest algorithm {algorithm!r}")
     return Marker(repo_id, algorithm, created)
+
+
+def stands(tree: TreeFS, path: str) -> bool:
+    """Whether there is anything at ``path``."""
+    try:
+        tree.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def replace_bytes(tree: TreeFS, path: str, payload: bytes, *, durable: bool = True) -> None:

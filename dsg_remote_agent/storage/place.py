@@ -7,9 +7,10 @@ from collections.abc import Callable
 from attrs import field, frozen
 
 from dsg_remote_agent.storage.chain import Chain, Head
-from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path
+from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path, stands
 from dsg_remote_agent.storage.manifests import damaged, inflate_blocks, read_blocks
 from protocol.manifest import Manifest
+from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints
 from protocol.tree.fs import TreeFS
 
@@ -40,11 +41,8 @@ class Place:
         if head.unapplied and seq == head.seq:
             staged = staged_manifest(head.record.txid)
             for candidate in (path, staged):
-                try:
-                    self.tree.stat(candidate)
-                except FileNotFoundError:
-                    continue
-                return candidate
+                if stands(self.tree, candidate):
+                    return candidate
         return path
 
     def manifest(self, head: Head, seq: int) -> Manifest:
@@ -59,6 +57,11 @@ class Place:
                 blocks = read_blocks(self.tree, manifest_path(seq), self.shown)
                 return inflate_blocks(blocks, record.manifest, seq, self.shown)
             raise damaged(self.shown, manifest_path(seq), "it is missing") from None
+
+    def published(self, record: SnapshotRecord) -> Manifest:
+        """The manifest of a snapshot from its own place; FileNotFoundError when it is not there."""
+        blocks = read_blocks(self.tree, manifest_path(record.seq), self.shown)
+        return inflate_blocks(blocks, record.manifest, record.seq, self.shown)
 
 
 def staged_manifest(txid: str) -> str:

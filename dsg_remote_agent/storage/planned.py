@@ -40,6 +40,8 @@ class _Look:
         self._tree = tree
         self._actions = actions
         self._removed: set[str] | None = None
+        self._folder = ""
+        self._names: set[str] | None = None
 
     def _goes(self, path: str) -> bool:
         if self._removed is None:
@@ -49,6 +51,8 @@ class _Look:
 
     def fits(self, action: Action) -> bool:
         path, before = action.path, action.before
+        if before is None and self._is_new(path):
+            return True
         try:
             stat = self._tree.stat(path)
         except FileNotFoundError:
@@ -61,6 +65,21 @@ class _Look:
         if not before.stands(stat):
             return False
         return before.kind is not Kind.LINK or self._tree.readlink(path) == before.target
+
+    def _is_new(self, path: str) -> bool:
+        """Whether a folder that was just looked into lacks this name: cheaper than a stat for each."""
+        folder, _, name = path.rpartition("/")
+        if folder != self._folder:
+            self._folder, self._names = folder, None
+            return False
+        if self._names is None:
+            try:
+                self._names = self._tree.names(folder)
+            except FileNotFoundError:
+                self._names = set()
+            except OSError:
+                return False
+        return name not in self._names
 
     def fits_row(self, path: str, row: IndexRow) -> bool:
         try:

@@ -9,6 +9,7 @@ repository), every row is unknown and everything is hashed once.
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,14 +19,14 @@ import msgpack
 from dsg_remote_agent.storage.layout import FORMAT, INDEX, TMP
 from protocol.tree.fs import Kind, Stat, TreeFS
 
-__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "row_of"]
+__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "let_clock_pass", "row_of"]
 
 _MAGIC = b"DSGX1\n"
 _ROW = struct.Struct("<qqQQ")
 _CRC = struct.Struct("<I")
 _MAX_BYTES = 1 << 36
-# The coarsest step in which the kernels DSG runs on advance the time of a local file (100 Hz), twice.
-GRAIN_NS = 20_000_000
+# A clock that advances more rarely is not waited for; its rows are unknown until the next look.
+_WAIT_NS = 25_000_000
 
 
 class IndexRow(NamedTuple):
@@ -38,6 +39,18 @@ class IndexRow(NamedTuple):
 
 
 UNKNOWN = IndexRow(0, 0, 0, 0)
+
+
+def grain_of(tree: TreeFS) -> int:
+    """The time in ns within which two changes of a file may bear the same time: two ticks of its clock."""
+    return 2 * tree.capabilities.time_grain_ns
+
+
+def let_clock_pass(tree: TreeFS) -> None:
+    """Wait until a stat taken now can be told from one of a file that is changed later, if that is soon."""
+    grain = grain_of(tree)
+    if grain <= _WAIT_NS:
+        time.sleep((grain + 1_000_000) / 1e9)
 
 
 def row_of(stat: Stat) -> IndexRow:
@@ -82,7 +95,7 @@ class StatIndex:
             pass
         out = tree.create(beside)
         try:
-            safe_before = tree.stat(beside).mtime_ns - max(GRAIN_NS, tree.capabilities.time_grain_ns)
+            safe_before = tree.stat(beside).mtime_ns - grain_of(tree)
             settled = bytearray(self._rows)
             blank = bytes(_ROW.size)
             for at, row in enumerate(_ROW.iter_unpack(self._rows)):

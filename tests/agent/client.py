@@ -106,6 +106,7 @@ class Client:
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.input, self.output = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.input, False)
         self.notices: list[str] = []
         self._events: list[Any] = []
         self._bodies: dict[int, list[bytes]] = {}
@@ -145,7 +146,7 @@ class Client:
                     self._take(self._read())
                 if writable:
                     try:
-                        data = data[os.write(self.input, data[: select.PIPE_BUF]) :]
+                        data = data[os.write(self.input, data) :]
                     except BrokenPipeError:
                         raise AgentGone from None
 
