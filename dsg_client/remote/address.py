@@ -7,7 +7,6 @@ different folders on different days.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 
@@ -106,6 +105,8 @@ def _colon(text: str) -> int | None:
 def _user_and_host(text: str, before: str) -> tuple[str | None, str]:
     user, at, host = before.rpartition("@")
     if host.startswith("["):
+        import ipaddress  # 5 ms that most addresses do without
+
         host = host[1:-1]
         try:
             ipaddress.IPv6Address(host)

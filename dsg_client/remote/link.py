@@ -9,19 +9,18 @@ in and starting the agent then overlap with the scan.
 
 from __future__ import annotations
 
-from importlib import metadata
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from dsg_client.remote.address import RemoteAddress
-from dsg_client.remote.calls import RemoteAgent
 from dsg_client.remote.child import ChildTransport, agent_command
-from dsg_client.remote.openssh import explain_ssh, open_openssh
-from dsg_client.remote.session import AgentSession
 from dsg_client.remote.settings import LinkSettings
-from dsg_client.remote.start import StartedAgent, remote_command, start_agent
 from dsg_client.remote.transport import Transport
-from protocol.compress import have_zstd
-from protocol.connection import Connection
 from protocol.errors import AgentStartError, UsageError
+
+if TYPE_CHECKING:
+    from dsg_client.remote.calls import RemoteAgent
+    from dsg_client.remote.start import StartedAgent
 
 __all__ = ["open_link"]
 
@@ -33,27 +32,66 @@ async def open_link(address: RemoteAddress, settings: LinkSettings) -> RemoteAge
     VersionError for an agent of another protocol, ConfigError for an
     ``~/.ssh/config`` that cannot be read. Nothing is left behind then.
     """
+    # What is imported in here is imported while the other program starts: a third of the time to connect.
     transport: Transport
     if address.host is None:
         transport = ChildTransport(agent_command(settings.agent_options))
-        started = await start_agent(transport, limit=settings.start_limit)
+        started = await _started(transport, "", settings.start_limit)
     elif settings.transport == "openssh":
+        from dsg_client.remote.openssh import open_openssh
+        from dsg_client.remote.start import remote_command
+
         transport = open_openssh(address, remote_command(settings.agent_command), settings)
         started = await _start_by_ssh(transport, address, settings)
     elif settings.transport == "asyncssh":
-        from dsg_client.remote.ssh import open_ssh
+        from dsg_client.remote.start import remote_command
 
-        transport = await open_ssh(address, remote_command(settings.agent_command), settings)
-        started = await start_agent(transport, tried=settings.agent_command, limit=settings.start_limit)
+        transport = await _import_ssh().open_ssh(address, remote_command(settings.agent_command), settings)
+        started = await _started(transport, settings.agent_command, settings.start_limit)
     else:
         raise UsageError(
             f"there is no transport {settings.transport!r}", hint="write 'asyncssh' or 'openssh'"
         )
-    connection = Connection.client(started.preamble, _version(), {"zstd"} if have_zstd() else ())
+    from dsg_client import VERSION
+    from dsg_client.remote.calls import RemoteAgent
+    from dsg_client.remote.session import AgentSession
+    from protocol.compress import have_zstd
+    from protocol.connection import Connection
+
+    connection = Connection.client(started.preamble, VERSION, {"zstd"} if have_zstd() else ())
     session = AgentSession(transport, connection)
     if started.rest:
         session.received(started.rest)
     return RemoteAgent(session, started.preamble)
+
+
+def _import_ssh() -> ModuleType:
+    """:mod:`dsg_client.remote.ssh`, and with it asyncssh, without what makes a third of that import's time.
+
+    asyncssh looks for two libraries in a way that starts ldconfig, a compiler
+    and a linker. Without liboqs it still has ML-KEM, from cryptography;
+    without nettle it has every MAC but UMAC.
+    """
+    import ctypes.util
+
+    find_library = ctypes.util.find_library
+
+    def find_others(name: str) -> str | None:
+        return None if "oqs" in name or "nettle" in name else find_library(name)
+
+    ctypes.util.find_library = find_others
+    try:
+        from dsg_client.remote import ssh
+    finally:
+        ctypes.util.find_library = find_library
+    return ssh
+
+
+async def _started(transport: Transport, tried: str, limit: float) -> StartedAgent:
+    import dsg_client.remote.calls  # noqa: F401 - now, while the agent starts
+    from dsg_client.remote.start import start_agent
+
+    return await start_agent(transport, tried=tried, limit=limit)
 
 
 async def _start_by_ssh(
@@ -62,19 +100,14 @@ async def _start_by_ssh(
     # One program connects, asks and runs the agent: what it cannot do in time may have been either.
     limit = settings.start_limit + settings.connect_limit
     try:
-        return await start_agent(
-            transport, tried=settings.agent_command, limit=limit if settings.ask is None else 10 * limit
+        return await _started(
+            transport, settings.agent_command, limit if settings.ask is None else 10 * limit
         )
     except AgentStartError:
+        from dsg_client.remote.openssh import explain_ssh
+
         status = await transport.exit_status(0)
         failure = explain_ssh(bytes(transport.stderr), status, address, settings.again)
         if failure is not None:
             raise failure from None
         raise
-
-
-def _version() -> str:
-    try:
-        return metadata.version("dsg-sync")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "0"
