@@ -32,6 +32,8 @@ def command(output: Output, dry_run: bool, message: str, accept_new_host_key: bo
     site = open_site(accept_new_host_key=accept_new_host_key)
     found = run(adopt(site, dry_run=dry_run, message=message, emit=output.on_event))
     output.result(found.fields())
+    if found.seq is not None:
+        output.log(remote=str(site.address), seq=found.seq)
     for word, paths in (("changed", found.modified), ("gone", found.deleted), ("new", found.added)):
         for path in paths[: None if output.verbose else 20]:
             output.say(f"  {word:<8} {escape(path)}")

@@ -50,6 +50,7 @@ def command(
     )
     output.finish_progress()
     output.result(made.fields())
+    output.log(remote=made.remote, repo_id=made.repo_id)
     output.say(
         f"{made.directory}: in step with s{made.seq} of {made.remote}: "
         f"{plural(made.downloaded, 'file')} downloaded ({bytes_text(made.bytes)})"

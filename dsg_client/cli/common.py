@@ -55,6 +55,8 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(*args: Any, json_mode: bool, quiet: bool, verbose: int, **kwargs: Any) -> Any:
         output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose)
+        # Found there by ``main``, for the log.
+        click.get_current_context().find_root().obj["output"] = output
         return function(*args, output=output, **kwargs)
 
     return command

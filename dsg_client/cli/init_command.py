@@ -65,5 +65,6 @@ def command(
         )
     )
     output.result(made.fields())
+    output.log(remote=made.remote, repo_id=made.repo_id)
     output.say(f"Made the empty repository {made.remote} (s0, id {made.repo_id[:12]}).")
     output.say("'dsg status' shows what the first 'dsg sync' will send.")

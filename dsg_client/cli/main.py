@@ -7,8 +7,9 @@ does not wait for.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from importlib import metadata
+import time
 
 import click
 
@@ -26,6 +27,7 @@ if SENTINEL != "dsg-sync protocol":
 
 from dsg_client.cli.render import Output
 from protocol.errors import DsgError, InternalError, InterruptedSyncError, UsageError
+from protocol.version import VERSION
 
 __all__ = ["COMMANDS", "main"]
 
@@ -84,7 +86,7 @@ class LazyCommands(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"dsg {metadata.version('dsg-sync')}")
+        click.echo(f"dsg {VERSION}")
         ctx.exit()
 
 
@@ -116,8 +118,10 @@ def main() -> None:
     """Run one command and exit with its status."""
     arguments = sys.argv[1:]
     output = Output(json_mode="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
+    begun = time.monotonic()
+    state: dict[str, Output] = {"output": output}
     try:
-        status = dsg(standalone_mode=False, prog_name="dsg")
+        status = dsg(standalone_mode=False, prog_name="dsg", obj=state)
     except click.exceptions.Exit as stop:
         status = stop.exit_code
     except click.UsageError as error:
@@ -145,7 +149,26 @@ def main() -> None:
                 "Please report it with the lines below.\n" + traceback.format_exc(),
             )
         )
+    _log(arguments, int(status or 0), time.monotonic() - begun, output, state["output"])
     output.leave(int(status or 0))
+
+
+def _log(arguments: list[str], status: int, seconds: float, output: Output, used: Output) -> None:
+    """A line in the client's log, when something was changed or went wrong."""
+    if not (used.worth_logging or status not in (0, 2, 20)):
+        return
+    from dsg_client.cli.logfile import write_log
+
+    write_log(
+        "command",
+        arguments=arguments,
+        folder=os.getcwd(),
+        status=status,
+        seconds=round(seconds, 3),
+        error=output.failure,
+        notes=used.notes,
+        **used.log_fields,
+    )
 
 
 if __name__ == "__main__":

@@ -42,5 +42,7 @@ def command(output: Output, abandon: bool, rebuild_cache: bool, accept_new_host_
     notes = run(recover(site, abandon=abandon, rebuild_cache=rebuild_cache, emit=output.on_event))
     output.finish_progress()
     output.result({"settled": notes})
+    if notes:
+        output.log(settled=notes)
     for note in notes or ["Nothing to settle."]:
         output.say(note)

@@ -33,7 +33,11 @@ class Output:
         self.terminal = sys.stderr.isatty() and not json_mode and not quiet
         self._bar: Any = None
         self._bar_phase: Phase | None = None
-        self._notes: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
+        #: For the log: whether the command changed something, what it says of it, and what went wrong.
+        self.worth_logging = False
+        self.log_fields: dict[str, Any] = {}
+        self.failure: dict[str, Any] | None = None
 
     def say(self, text: str = "") -> None:
         """A line of the command's answer (not with --json; not with --quiet)."""
@@ -49,7 +53,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """A line on stderr, also with --quiet; kept for --json."""
-        self._notes.append({"text": text, "warning": True})
+        self.notes.append({"text": text, "warning": True})
         if not self.json_mode:
             self._clear()
             sys.stderr.write(self._paint(f"warning: {text}", "33") + "\n")
@@ -59,8 +63,14 @@ class Output:
         if self.json_mode:
             self._document({"ok": True, **fields})
 
+    def log(self, **fields: Any) -> None:
+        """The command changed something: it is worth a line in the client's log, with these fields."""
+        self.worth_logging = True
+        self.log_fields.update(fields)
+
     def error(self, error: DsgError) -> int:
         """Show an error with its outcome and what to do; returns the exit status."""
+        self.failure = {"code": error.code, "message": error.message, "outcome": error.outcome.value}
         if self.json_mode:
             self._document({"ok": False, "exit_status": error.exit_status, "error": error.to_wire()})
             return error.exit_status
@@ -89,12 +99,12 @@ class Output:
             if event.warning:
                 self.warn(event.text)
             else:
-                self._notes.append({"text": event.text, "warning": False})
+                self.notes.append({"text": event.text, "warning": False})
                 if not self.json_mode and not self.quiet:
                     self._clear()
                     sys.stderr.write(event.text + "\n")
         elif isinstance(event, Attempt):
-            self._notes.append({"text": f"attempt {event.number}: {event.reason}", "warning": False})
+            self.notes.append({"text": f"attempt {event.number}: {event.reason}", "warning": False})
             if not self.json_mode:
                 self._clear()
                 sys.stderr.write(f"{event.reason}; attempt {event.number} in {event.wait:.0f} s\n")
@@ -157,7 +167,7 @@ class Output:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def _document(self, fields: dict[str, Any]) -> None:
-        document = {"schema": SCHEMA, **fields, "notes": self._notes}
+        document = {"schema": SCHEMA, **fields, "notes": self.notes}
         json.dump(document, sys.stdout, ensure_ascii=True, indent=None, default=str)
         sys.stdout.write("\n")
 

@@ -60,6 +60,8 @@ def command(
     result = run(sync(site, options, output.on_event))
     output.finish_progress()
     output.result(result.fields())
+    if result.state == "done":
+        output.log(remote=str(site.address), seq=result.seq, record=result.record)
     for line in _lines(result, output.verbose):
         output.say(line)
 

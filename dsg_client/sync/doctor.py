@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from dsg_client.sync.site import Link, Site, open_site
 from protocol.compress import have_zstd
 from protocol.errors import ConfigError, DsgError
 from protocol.records import SnapshotRecord
+from protocol.version import VERSION
 
 __all__ = ["Finding", "doctor"]
 
@@ -80,13 +80,12 @@ async def doctor(remote: str | None, *, accept_new_host_key: bool, emit: Emit) -
                     "connection", True, f"{agent.name} answers after {took:.2f} s with the agent {version}"
                 )
             )
-            mine = metadata.version("dsg-sync")
-            if version != mine:
+            if version != VERSION:
                 found.append(
                     Finding(
                         "versions",
                         True,
-                        f"the agent is {version}, this is {mine}; they understand each other",
+                        f"the agent is {version}, this is {VERSION}; they understand each other",
                     )
                 )
             for check in await agent.doctor(address.path):
@@ -112,9 +111,7 @@ def _bad(name: str, error: DsgError) -> Finding:
 
 def _python() -> Finding:
     zstd = "with zstd" if have_zstd() else "without zstd (pip install zstandard)"
-    return Finding(
-        "this machine", True, f"dsg {metadata.version('dsg-sync')}, Python {sys.version.split()[0]}, {zstd}"
-    )
+    return Finding("this machine", True, f"dsg {VERSION}, Python {sys.version.split()[0]}, {zstd}")
 
 
 def _folder(site: Site) -> list[Finding]:

@@ -27,5 +27,5 @@ async def recover(site: Site, *, abandon: bool, rebuild_cache: bool, emit: Emit)
             if repo.opened.role != "read":
                 notes += [f"server: {note}" for note in await repo.recover()]
         if rebuild_cache:
-            notes.append(await make_cache_anew(site, emit))
+            notes.append(await make_cache_anew(site))
     return notes

@@ -102,7 +102,8 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             repo = await stack.enter_async_context(site.connect())
             return repo, await ask_head(repo, cache, str(site.address))
 
-        (repo, head), local = await abreast(ask(), look_at_local(scan, cache.manifest.algorithm, site.emit))
+        looking = look_at_local(site, scan, cache.manifest.algorithm, keep_index=not options.dry_run)
+        (repo, head), local = await abreast(ask(), looking)
         site.failpoints.reach(Step.SCANNED)
         tell_warnings(scan, site.emit)
         site.emit(PhaseStarted(Phase.PLAN))
@@ -116,33 +117,29 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             options.prefer,
         )
         announce_rules(cache, site.scope, plan, site.emit)
-        try:
-            refuse_conflicts(plan)
-            refuse_mass_delete(plan, local, site.scope, options.allow_mass_delete)
-            changes = Changes.of(plan)
-            site.emit(
-                Planned(
-                    len(changes.upload),
-                    changes.upload_bytes,
-                    len(changes.download),
-                    changes.download_bytes,
-                    len(changes.delete_local),
-                    len(changes.delete_remote),
-                )
+        refuse_conflicts(plan)
+        refuse_mass_delete(plan, local, site.scope, options.allow_mass_delete)
+        changes = Changes.of(plan)
+        site.emit(
+            Planned(
+                len(changes.upload),
+                changes.upload_bytes,
+                len(changes.download),
+                changes.download_bytes,
+                len(changes.delete_local),
+                len(changes.delete_remote),
             )
-            site.failpoints.reach(Step.PLANNED)
-            if options.dry_run:
-                return SyncResult(
-                    state="dry-run" if changes else "nothing",
-                    seq=head.record.seq,
-                    entries=len(local.manifest),
-                    changes=changes,
-                    plan_digest=plan.digest(),
-                )
-            return await _carry_out(site, repo, cache, head, local, plan, options)
-        finally:
-            if not options.dry_run:
-                await asyncio.to_thread(site.save_index, scan.changes, cache.manifest.algorithm)
+        )
+        site.failpoints.reach(Step.PLANNED)
+        if options.dry_run:
+            return SyncResult(
+                state="dry-run" if changes else "nothing",
+                seq=head.record.seq,
+                entries=len(local.manifest),
+                changes=changes,
+                plan_digest=plan.digest(),
+            )
+        return await _carry_out(site, repo, cache, head, local, plan, options)
 
 
 async def _carry_out(

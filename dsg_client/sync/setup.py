@@ -334,31 +334,28 @@ def _refuse_conflicts(plan: Plan) -> None:
 async def _clone_into(site: Site, repo: RemoteRepo, head: Head) -> Cloned:
     algorithm = head.manifest.algorithm
     scan = site.scan(algorithm)
-    local = await look_at_local(scan, algorithm, site.emit)
+    local = await look_at_local(site, scan, algorithm, keep_index=True)
     tell_warnings(scan, site.emit)
     plan = await asyncio.to_thread(_clone_plan, local, head, site.config)
     _refuse_conflicts(plan)
     empty = Manifest.from_entries((), algorithm)
     base = Base(head.record, head.manifest, empty, site.scope.digest)
-    try:
-        if plan.changes_local:
-            done = await carry_out(site, repo, plan, base, local)
-            for note in (*done.notes, *held_notes(done.settled)):
-                site.emit(Note(note, warning=True))
-            if done.settled.held:
-                raise LocalStorageError(
-                    f"{len(done.settled.held)} files could not be placed; see the warnings",
-                    hint="'dsg status' shows them; 'dsg sync' fetches them when nothing is in the way.",
-                    outcome=Outcome.COMMITTED,
-                )
-        else:
-            manifest = Manifest.from_entries(plan.new_cache((), head.manifest), algorithm)
-            record = head.record
-            replace_cache(
-                site.tree, Cache(record.repo_id, record.digest, record.seq, site.scope.digest, manifest)
+    if plan.changes_local:
+        done = await carry_out(site, repo, plan, base, local)
+        for note in (*done.notes, *held_notes(done.settled)):
+            site.emit(Note(note, warning=True))
+        if done.settled.held:
+            raise LocalStorageError(
+                f"{len(done.settled.held)} files could not be placed; see the warnings",
+                hint="'dsg status' shows them; 'dsg sync' fetches them when nothing is in the way.",
+                outcome=Outcome.COMMITTED,
             )
-    finally:
-        await asyncio.to_thread(site.save_index, scan.changes, algorithm)
+    else:
+        manifest = Manifest.from_entries(plan.new_cache((), head.manifest), algorithm)
+        record = head.record
+        replace_cache(
+            site.tree, Cache(record.repo_id, record.digest, record.seq, site.scope.digest, manifest)
+        )
     return Cloned(
         str(site.address),
         head.record.repo_id,
@@ -392,7 +389,7 @@ async def set_remote(site: Site, remote: str, emit: Emit) -> str:
     return str(address)
 
 
-async def rebuild_cache(site: Site, emit: Emit) -> str:
+async def rebuild_cache(site: Site) -> str:
     """Make C anew from what is the same in L and R; changes neither. The folder's lock is held.
 
     Paths that differ have no entry: the next sync takes them for conflicts, and
@@ -401,7 +398,7 @@ async def rebuild_cache(site: Site, emit: Emit) -> str:
     async with site.connect() as repo:
         head = await ask_head(repo, None, str(site.address))
     algorithm = head.manifest.algorithm
-    local = await look_at_local(site.scan(algorithm), algorithm, emit)
+    local = await look_at_local(site, site.scan(algorithm), algorithm, keep_index=True)
     manifest = await asyncio.to_thread(_agreed, local, head, site)
     record = head.record
     replace_cache(site.tree, Cache(record.repo_id, record.digest, record.seq, site.scope.digest, manifest))

@@ -36,7 +36,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
     algorithm = cache.manifest.algorithm
     scan = site.scan(algorithm, verify=verify)
     if offline:
-        local = await look_at_local(scan, algorithm, emit)
+        local = await look_at_local(site, scan, algorithm, keep_index=False)
         # What L did since the last sync is what a sync would do if R had not moved.
         remote, seq = cache.manifest, cache.seq
         shown = str(site.address) if site.config.repository else "(no repository configured)"
@@ -48,7 +48,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
                 repo = await stack.enter_async_context(site.connect())
                 return await ask_head(repo, cache, str(site.address))
 
-            found, local = await abreast(ask(), look_at_local(scan, algorithm, emit))
+            found, local = await abreast(ask(), look_at_local(site, scan, algorithm, keep_index=False))
         remote, seq = found.manifest, found.record.seq
         shown = str(site.address)
     tell_warnings(scan, emit)

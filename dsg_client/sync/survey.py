@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable
 
 from attrs import frozen
@@ -84,14 +85,36 @@ def _checked(encoded: bytes, record: SnapshotRecord) -> Manifest:
     return Manifest.from_bytes(encoded, record.manifest).validate()
 
 
-async def look_at_local(scan: Scan, algorithm: str, emit: Emit) -> LocalTree:
-    """Run a scan in a thread and tell how far it is."""
-    emit(PhaseStarted(Phase.SCAN))
+class _Stopped(Exception):
+    """Nobody waits for this scan any more."""
+
+
+async def look_at_local(site: Site, scan: Scan, algorithm: str, *, keep_index: bool) -> LocalTree:
+    """Run a scan in a thread and tell how far it is; a cancellation stops it.
+
+    ``keep_index``: put what was read into the stat index, also when the scan
+    fails. Only for the holder of the folder's lock.
+    """
+    site.emit(PhaseStarted(Phase.SCAN))
+    stop = threading.Event()
 
     def tick(count: int) -> None:
-        emit(Progress(Phase.SCAN, count, 0, scan.bytes_read, 0))
+        if stop.is_set():
+            raise _Stopped
+        site.emit(Progress(Phase.SCAN, count, 0, scan.bytes_read, 0))
 
-    return await asyncio.to_thread(LocalTree.read, scan, algorithm, tick)
+    def look() -> LocalTree:
+        try:
+            return LocalTree.read(scan, algorithm, tick)
+        finally:
+            if keep_index:
+                site.save_index(scan.changes, algorithm)
+
+    try:
+        return await asyncio.to_thread(look)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
 
 
 def tell_warnings(scan: Scan, emit: Emit) -> None:

@@ -36,6 +36,7 @@ from protocol.errors import (
     IntegrityError,
     InterruptedSyncError,
     LinkLostError,
+    LocalChangedError,
     Outcome,
     OutsideChangeError,
     RemoteProtocolError,
@@ -46,7 +47,7 @@ from protocol.messages import OutsideChanges
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.transaction import Step
-from protocol.tree.change import read_journal
+from protocol.tree.change import JournalState, read_journal
 from protocol.tree.send import Source, payloads
 
 __all__ = ["Base", "Done", "Transaction"]
@@ -163,7 +164,13 @@ class Transaction:
             expected = self._local.expected_stat
             steps = payloads(self._site.tree.open_read, sources, lambda s, stat: expected(s.path, stat))
             await send(upload, steps, self._compression(), self._meter)
-            await upload.finish()
+            try:
+                await upload.finish()
+            except IntegrityError as refused:
+                # What arrived is not what was scanned, though the times of the file say so.
+                raise LocalChangedError(
+                    refused.message, hint="Run 'dsg sync' again when nothing is writing to it."
+                ) from refused
         self._meter.add(files=len(sources))
 
     async def download_files(self) -> None:
@@ -275,12 +282,27 @@ class Transaction:
     async def _commit(self) -> Done:
         if self._plan.changes_remote:
             await self._decide_remote()
-        await self._in_thread(self._local.decide)
-        self._over = True
-        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_DECIDED)
-        self._site.emit(PhaseStarted(Phase.APPLY))
-        settled = await self._in_thread(self._settle)
+        try:
+            await self._in_thread(self._decide_local)
+            self._over = True
+            await self._in_thread(self._site.failpoints.reach, Step.LOCAL_DECIDED)
+            self._site.emit(PhaseStarted(Phase.APPLY))
+            settled = await self._in_thread(self._settle)
+        except DsgError as error:
+            if self._over or self._sent:
+                # Whatever stopped us here: the transaction holds, and the next command goes on with it.
+                error.outcome = Outcome.COMMITTED
+            raise
         return Done(self._record, self._plan.changes_remote, settled, tuple(self._notes))
+
+    def _decide_local(self) -> None:
+        try:
+            self._local.decide()
+        except DsgError:
+            # The rename may have taken place and only its flush have failed; what the disk says counts.
+            found = read_journal(self._site.tree)
+            if found is None or found[0] is not JournalState.DECIDED:
+                raise
 
     async def _decide_remote(self) -> None:
         self._sent = True
