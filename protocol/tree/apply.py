@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from protocol.tree.actions import REPLACED, STAGING, Action, Expected, Staged
+from protocol.tree.actions import AREA, REPLACED, STAGING, Action, Expected, Staged
 from protocol.tree.folders import IN_THE_WAY, TRIES, Folders, look
 from protocol.tree.fs import Kind, Stat, TreeFS
 from protocol.tree.journal import Journal
@@ -46,6 +46,8 @@ def apply(
     changed): what is done stays done, the journal stays, and applying again
     goes on from there. ``reach`` is called at each Phase.
     """
+    # After a crash the decision may have been read before it was durable.
+    tree.flush_folder(AREA)
     run = _Run(tree, journal, Report(unexpected))
     run.remove()
     reach(Phase.REMOVED)
@@ -129,7 +131,7 @@ class _Run:
                     self.report.hold_or_raise(path, error)
                 self._folders.forget()
             else:
-                self._note_placed(path, after)
+                self._note(path, after, self._look(path))
                 return
             now = self._look(path)
             if now is not None and after.is_at(now):
@@ -201,11 +203,12 @@ class _Run:
             return
         except OSError as error:
             self.report.hold_or_raise(path, error)
+        now = self._look(path)
         if before.came_out(tree.stat(slot)):
             self._taking.keep(slot, action)
         else:
             self._taking.swap_back(slot, path, after)
-        self._note_placed(path, after)
+        self._note(path, after, now)
 
     def _out(self, position: int) -> str | None:
         """What an interrupted run took out for this action, if it did."""
@@ -234,8 +237,8 @@ class _Run:
     def _was_kept(self, action: Action) -> bool:
         return action.keep is not None and look(self.tree, action.keep) is not None
 
-    def _note_placed(self, path: str, after: Staged) -> None:
-        now = self._look(path)
+    def _note(self, path: str, after: Staged, now: Stat | None) -> None:
+        """Report ``path`` as placed; ``now``: seen as soon after that as could be."""
         if now is not None and after.is_at(now):
             self.report.stats.append((path, now))
         else:

@@ -197,7 +197,10 @@ class TreeFS(Protocol):
         ...
 
     def may_change(self, folder: str) -> bool:
-        """Whether this user may make, rename and remove names in a folder, as far as its mode tells."""
+        """Whether this user may make, rename and remove names in a folder, as far as its mode tells.
+
+        False also where there is no such folder.
+        """
         ...
 
     def lock(self, path: str, *, shared: bool = False) -> Lock | None:

@@ -32,6 +32,7 @@ _OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_SUPPORTED = frozenset([errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
 # Names from os.scandir are decoded by the locale's encoding; ours are UTF-8 everywhere.
 _NATIVE_UTF8 = sys.getfilesystemencoding().lower() in ("utf-8", "utf8")
+_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 _F_FULLFSYNC = 51  # fcntl.h of macOS
 
 
@@ -144,8 +145,11 @@ class PosixTree:
         return found.f_bavail * found.f_frsize
 
     def may_change(self, folder: str) -> bool:
-        where, name = self._at(folder)
-        return os.access(name or ".", os.W_OK | os.X_OK, dir_fd=where.fd, effective_ids=True)
+        try:
+            where = self._beneath.open(encode(folder) if folder else b"")
+        except OSError:
+            return False
+        return os.access(".", os.W_OK | os.X_OK, dir_fd=where.fd, effective_ids=_EFFECTIVE_IDS)
 
     # Writing
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from attrs import Factory, define
 
-from protocol.tree.fs import Capabilities, Kind, Stat
+from protocol.tree.fs import Capabilities, Kind, ReadFile, Stat
 
 ROOT = 1
 DEVICE = 77
@@ -96,8 +96,9 @@ class _Writing:
     def skip(self, length: int, /) -> None:
         self.write(b"\0" * length)
 
-    def take(self, source: _Reading, offset: int, length: int, /) -> None:
-        piece = source.node.data[offset : offset + length]
+    def take(self, source: ReadFile, offset: int, length: int, /) -> None:
+        source.seek(offset)
+        piece = source.read(length)
         if len(piece) < length:
             raise OSError(errno.ESTALE, "the file became shorter while it was copied")
         self.write(piece)
@@ -210,9 +211,10 @@ class MemoryTree:
 
     def _folder(self, path: str) -> int:
         inode = ROOT
-        for name in path.split("/") if path else []:
-            if name in ("", ".", "..") or "\0" in name:
-                raise _error(errno.EINVAL, path)
+        parts = path.split("/") if path else []
+        if "\0" in path or not {"", ".", ".."}.isdisjoint(parts):
+            raise _error(errno.EINVAL, path)
+        for name in parts:
             child = self._child(inode, name)
             if child is None:
                 raise _error(errno.ENOENT, path)
@@ -224,8 +226,8 @@ class MemoryTree:
         return inode
 
     def _at(self, path: str) -> tuple[int, str]:
-        folder, _, name = path.rpartition("/")
-        if name in ("", ".", "..") or "\0" in name:
+        folder, slash, name = path.rpartition("/")
+        if (slash and not folder) or name in ("", ".", "..") or "\0" in name:
             raise _error(errno.EINVAL, path)
         return self._folder(folder), name
 
@@ -370,6 +372,13 @@ class MemoryTree:
 
     def free_bytes(self) -> int:
         return 1 << 40
+
+    def may_change(self, folder: str) -> bool:
+        try:
+            self._folder(folder)
+        except OSError:
+            return False
+        return True
 
     def lock(self, path: str, *, shared: bool = False) -> _Held | None:
         self._find(path)
