@@ -168,7 +168,7 @@ def _silent(transport: Transport, seen: bytes, tried: str, limit: float) -> Agen
 
 def _cure(lines: list[str], tried: str) -> str:
     text = "\n".join(lines).lower()
-    if "not found" in text or "no such file" in text:
+    if any(words in text for words in ("not found", "no such file", "unknown command")):
         if tried:
             return "check agent_command in the configuration, and that dsg-sync is installed on the server"
         return "install dsg-sync on the server, or set agent_command in the configuration to where it is"
