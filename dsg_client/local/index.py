@@ -91,17 +91,18 @@ class FileClock:
 
     def settled(self, mtime_ns: int, ctime_ns: int, read_ns: int) -> bool:
         """Whether a later write must show: the times lie a grain before ``read_ns`` (monotonic)."""
-        return ctime_ns < read_ns + self.offset_ns - self.grain_ns - _MARGIN_NS and self.told_apart(
-            mtime_ns, read_ns
-        )
+        read_at = read_ns + self.offset_ns
+        step = self.grain_ns + _MARGIN_NS
+        # An mtime of the distant future is no danger: a write would not get it.
+        return ctime_ns < read_at - step and abs(read_at - mtime_ns) > step
 
-    def told_apart(self, mtime_ns: int, at_ns: int) -> bool:
-        """Whether a write at ``at_ns`` (monotonic) or later would get another mtime than this one.
+    def settled_since_placed(self, mtime_ns: int, ctime_ns: int) -> bool:
+        """The same for a file that this process placed at ``ctime_ns``, with an mtime of its own choice.
 
-        Enough for a file that this process has just placed with an mtime set
-        by itself: its ctime is of this very moment, and waiting would not help.
+        Its ctime is of that very moment, so a write in the same step would
+        not change it; but it would change the mtime, if that is another time.
         """
-        return abs(at_ns + self.offset_ns - mtime_ns) > self.grain_ns + _MARGIN_NS
+        return abs(ctime_ns - mtime_ns) > self.grain_ns + _MARGIN_NS
 
 
 class IndexChanges:
@@ -120,7 +121,7 @@ class IndexChanges:
 
     def put_placed(self, path: str, stat: Stat, digest: bytes, clock: FileClock | None) -> None:
         """A file that this process has just placed with this content; dropped when its mtime is racy."""
-        if clock is not None and clock.told_apart(stat.mtime_ns, time.monotonic_ns()):
+        if clock is not None and clock.settled_since_placed(stat.mtime_ns, stat.ctime_ns):
             self.put(path, (stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode), digest)
         else:
             self.drop(path)

@@ -27,17 +27,15 @@ from typing import NamedTuple
 
 from dsg_client.local.findings import Findings
 from dsg_client.local.hashing import FileRead, HashPool, OpenFolder, identity_of
-from dsg_client.local.index import Binding, FileClock, IndexChanges, IndexRow, read_index, save_index
-from dsg_client.local.machine import filesystem_id
+from dsg_client.local.index import FileClock, IndexChanges, IndexRow
 from dsg_client.local.scope import Scope
 from dsg_client.local.walk import Run, Walk
-from dsg_client.local.workdir import Workdir
 from protocol.digest import DEFAULT
 from protocol.manifest import FILE, LINK, Entry
 from protocol.paths import PathProblem, check_link_target, sort_key
 from protocol.tree.fs import Capabilities
 
-__all__ = ["Identity", "Scan", "Scanned", "index_binding", "save_index_changes", "scan_workdir"]
+__all__ = ["Identity", "Scan", "Scanned"]
 
 # (size, mtime_ns, ctime_ns, inode), as the file system gave them.
 Identity = tuple[int, int, int, int]
@@ -271,41 +269,3 @@ class Scan:
         size, mtime_ns = file.identity[:2]
         entry = Entry(file.path, FILE, file.digest, file.executable, size, mtime_ns)
         return Scanned(entry, file.identity)
-
-
-def scan_workdir(
-    workdir: Workdir,
-    scope: Scope,
-    *,
-    algorithm: str = DEFAULT,
-    portable_names: bool = False,
-    verify: bool = False,
-) -> Scan:
-    """A scan of ``workdir`` with its stat index; afterwards see :func:`save_index_changes`.
-
-    ValueError when the digest algorithm is not installed.
-    """
-    return Scan(
-        workdir.root,
-        scope,
-        algorithm=algorithm,
-        capabilities=workdir.tree.capabilities,
-        index=read_index(workdir.tree, index_binding(workdir, algorithm)),
-        clock=FileClock.measure(workdir.tree),
-        portable_names=portable_names,
-        verify=verify,
-    )
-
-
-def index_binding(workdir: Workdir, algorithm: str) -> Binding:
-    """What the index of this folder is bound to."""
-    return Binding(workdir.machine, filesystem_id(workdir.root), workdir.device_inode[1], algorithm)
-
-
-def save_index_changes(workdir: Workdir, algorithm: str, changes: IndexChanges) -> bool:
-    """Write what a scan or an apply learned; False when it cannot be written, which costs only time."""
-    try:
-        save_index(workdir.tree, index_binding(workdir, algorithm), changes)
-    except OSError:
-        return False
-    return True

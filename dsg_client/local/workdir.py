@@ -224,11 +224,7 @@ def create_workdir(root: str | os.PathLike[str], cache: bytes, *, tree: TreeFS |
     path = Path(os.path.realpath(root))
     opened = tree or _open_tree(path)
     try:
-        try:
-            opened.stat(_FORMAT_PATH)
-        except FileNotFoundError:
-            pass
-        else:
+        if _is_finished(opened):
             raise ConfigError(
                 f"'{escape(str(path))}' is a DSG working folder already",
                 hint="`dsg remote` shows which repository it belongs to.",
@@ -251,6 +247,16 @@ def create_workdir(root: str | os.PathLike[str], cache: bytes, *, tree: TreeFS |
             opened.close()
         raise
     return _workdir(path, opened)
+
+
+def _is_finished(tree: TreeFS) -> bool:
+    try:
+        tree.stat(_FORMAT_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _storage(_FORMAT_PATH, error) from error
+    return True
 
 
 def _workdir(path: Path, tree: TreeFS) -> Workdir:

@@ -58,7 +58,7 @@ def set_repository(root: Path, repository: str) -> None:
     """
     path = root / CONFIG_NAME
     try:
-        text = path.read_text("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         text = ""
     except (OSError, UnicodeDecodeError) as error:
@@ -75,6 +75,8 @@ def set_repository(root: Path, repository: str) -> None:
 def _with_value(text: str, number: int, value: str) -> str:
     import yaml
 
+    if text.startswith("\ufeff"):  # YAML does not count a byte order mark
+        return "\ufeff" + _with_value(text[1:], number, value)
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     for key_node, value_node in node.value if isinstance(node, yaml.MappingNode) else ():
         if key_node.value == "repository" and key_node.start_mark.line + 1 == number:
@@ -102,7 +104,7 @@ def add_to_gitignore(root: Path, data_dirs: Sequence[str]) -> list[str]:
         return []
     path = root / ".gitignore"
     try:
-        text = path.read_text("utf-8", "surrogateescape")
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         text = ""
     except OSError as error:

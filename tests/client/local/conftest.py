@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from dsg_client.local.cache import Cache, encode_cache
-from dsg_client.local.scan import Scanned, save_index_changes, scan_workdir
+from dsg_client.local.index import Binding, FileClock, read_index, save_index
+from dsg_client.local.machine import filesystem_id
+from dsg_client.local.scan import Scan, Scanned
 from dsg_client.local.scope import Scope
 from dsg_client.local.workdir import Workdir, create_workdir
 from protocol.manifest import Manifest
@@ -88,11 +90,26 @@ def give_to_nobody(*paths: Path) -> None:
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
-def rescan(workdir: Workdir, scope: Scope | None = None) -> tuple[list[Scanned], int]:
+def binding(workdir: Workdir) -> Binding:
+    """What this folder's index is bound to."""
+    return Binding(workdir.machine, filesystem_id(workdir.root), workdir.device_inode[1], "sha256")
+
+
+def indexed_scan(workdir: Workdir, scope: Scope | None = None) -> Scan:
+    """A scan with the stat index on disk."""
+    return Scan(
+        workdir.root,
+        scope or Scope(),
+        index=read_index(workdir.tree, binding(workdir)),
+        clock=FileClock.measure(workdir.tree),
+    )
+
+
+def rescan(workdir: Workdir) -> tuple[list[Scanned], int]:
     """Scan with the stat index and save it; the entries, and how many files were read."""
-    scan = scan_workdir(workdir, scope or Scope())
+    scan = indexed_scan(workdir)
     found = list(scan)
-    assert save_index_changes(workdir, "sha256", scan.changes)
+    save_index(workdir.tree, binding(workdir), scan.changes)
     return found, scan.hashed_files
 
 

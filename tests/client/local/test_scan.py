@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from dsg_client.local.hashing import READ_SIZE
-from dsg_client.local.index import IndexRow
-from dsg_client.local.scan import Scan, scan_workdir
+from dsg_client.local.index import IndexRow, save_index
+from dsg_client.local.scan import Scan
 from dsg_client.local.scope import Scope
 from dsg_client.local.workdir import Workdir
 from protocol.errors import LocalChangedError
 from protocol.manifest import LINK
 from protocol.tree.fs import Capabilities
-from tests.client.local.conftest import on_disk, rescan, versions
+from tests.client.local.conftest import binding, indexed_scan, on_disk, rescan, versions
 
 ODD_NAMES = [
     "with space.csv",
@@ -305,15 +305,13 @@ def test_hours_of_hashing_are_kept_when_a_scan_is_given_up(workdir: Workdir) -> 
     for number in range(300):
         (workdir.root / "input" / f"f{number:03}").write_bytes(b"x%d" % number)
     time.sleep(0.1)
-    scan = scan_workdir(workdir, Scope())
+    scan = indexed_scan(workdir)
     running = iter(scan)
     for _ in range(200):
         next(running)
     running.close()  # type: ignore[attr-defined]
     assert scan.changes.count >= 200
-    from dsg_client.local.scan import save_index_changes
-
-    assert save_index_changes(workdir, "sha256", scan.changes)
+    save_index(workdir.tree, binding(workdir), scan.changes)
     found, read = rescan(workdir)
     assert read <= 100
     assert versions(found) == on_disk(workdir.root)
@@ -353,8 +351,8 @@ def test_ignored_files_are_left_out(root: Path) -> None:
     assert found == ["input/keep.csv", "input/sub/keep"]
 
 
-def test_twenty_thousand_unchanged_files_cost_little_more_than_their_stats(workdir: Workdir) -> None:
-    for folder in range(100):
+def test_unchanged_files_cost_little_more_than_their_stats(workdir: Workdir) -> None:
+    for folder in range(30):
         (workdir.root / "input" / f"d{folder:02}").mkdir()
         here = os.open(workdir.root / "input" / f"d{folder:02}", os.O_RDONLY)
         for number in range(200):
@@ -363,15 +361,15 @@ def test_twenty_thousand_unchanged_files_cost_little_more_than_their_stats(workd
     time.sleep(0.1)
     rescan(workdir)
     plain, scanned = [], []
-    # On an idle machine 0.05 s for the bare system calls and 0.08 s for the scan. Processor time, and the
+    # For 20,000 files on an idle machine: 0.05 s the bare calls, 0.08 s the scan. Processor time, and the
     # best of some rounds, because tests run beside others.
     for _ in range(7):
         start = time.process_time()
-        assert bare_walk(workdir.root / "input") == 20_000
+        assert bare_walk(workdir.root / "input") == 6_000
         plain.append(time.process_time() - start)
-        scan = scan_workdir(workdir, Scope())
+        scan = indexed_scan(workdir)
         start = time.process_time()
-        assert sum(1 for _ in scan) == 20_000
+        assert sum(1 for _ in scan) == 6_000
         scanned.append(time.process_time() - start)
         assert scan.hashed_files == 0
     assert min(scanned) < 3 * min(plain), (scanned, plain)
