@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from dsg_remote_agent.call import Call
 from dsg_remote_agent.roots import Roots
-from dsg_remote_agent.session import Call
 from dsg_remote_agent.storage.base import Claim, Repository, Transaction
 from dsg_remote_agent.storage.faults import explain
 from protocol.errors import NotPermittedError, RemoteProtocolError
@@ -54,7 +54,7 @@ class Opened:
 
 @define(eq=False)
 class Agent:
-    """Answers the requests of one session; see :class:`dsg_remote_agent.session.Service`.
+    """Answers the requests of one session; see :class:`dsg_remote_agent.call.Service`.
 
     ``open_repository`` and ``make`` give the backends; tests hand in others.
     """

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
+from dsg_remote_agent.call import Call
 from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers
 from dsg_remote_agent.doctor import examine_server
-from dsg_remote_agent.session import Call
 from dsg_remote_agent.storage.base import SnapshotReader, Wanted
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.directory_init import create_folder, make_repository, share_with

@@ -18,17 +18,15 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType as PythonFrame
 from typing import Any, Protocol
 
-from attrs import define, field
-
+from dsg_remote_agent.call import Call, Cancelled, Gone, Service
 from protocol.codec import Buffer
-from protocol.compress import inflate
 from protocol.connection import QUEUE_ENOUGH, Connection, cost
 from protocol.errors import DsgError, InternalError, LinkLostError, RemoteProtocolError
-from protocol.framing import MAX_PAYLOAD, Flag
+from protocol.framing import Flag
 from protocol.wire_events import (
     BodyEnded,
     CreditReceived,
@@ -40,7 +38,7 @@ from protocol.wire_events import (
     WireEvent,
 )
 
-__all__ = ["Call", "Cancelled", "Gone", "Service", "Session"]
+__all__ = ["Session"]
 
 HEARTBEAT_S = 10.0
 SILENCE_S = 60.0
@@ -52,96 +50,12 @@ READ_BYTES = 256 * 1024
 MOST_WAITING = 96 * 1024 * 1024
 
 
-class Gone(Exception):
-    """The client is gone, or this process must go: nobody waits for what is being done."""
-
-
-class Cancelled(Exception):
-    """The client gave up this request."""
-
-    def __init__(self, changed: bool) -> None:
-        super().__init__("the client gave up this request")
-        self.changed = changed
-
-
 class Log(Protocol):
     """Where events of note go."""
 
     def info(self, event: str, **facts: Any) -> None: ...
 
     def error(self, event: str, **facts: Any) -> None: ...
-
-
-class Service(Protocol):
-    """What answers the requests of a session; called from its worker thread only."""
-
-    def answer(self, call: Call) -> None:
-        """Run one request: respond exactly once, or raise."""
-        ...
-
-    def close(self) -> None:
-        """Abort what is open and let every lock go."""
-        ...
-
-
-@define(eq=False)
-class Call:
-    """One request as its method sees it."""
-
-    session: Session
-    stream: int
-    method: str
-    params: dict[str, Any]
-    has_body: bool
-    _inbox: deque[DataReceived | BodyEnded] = field(factory=deque)
-    _cancelled: Cancelled | None = None
-    _ended: bool = False
-    answered: bool = False
-    changed: bool = False  # the body ended, and its sender found that a file changed
-
-    def payloads(self) -> Iterator[Buffer]:
-        """The pieces of the request's body, inflated; each is given back when the next is asked for.
-
-        Raises Gone or Cancelled when there will be no more of them.
-        """
-        while self.has_body and not self._ended:
-            event = self.session.take(self)
-            if isinstance(event, BodyEnded):
-                self._ended = True
-                self.changed = event.changed
-                return
-            yield inflate(event.payload, event.flags, MAX_PAYLOAD)
-            self.session.give_back(event)
-
-    def respond(self, fields: dict[str, Any], *, body: bool = False) -> None:
-        """Answer; with ``body``, :meth:`send` and :meth:`end` follow."""
-        self.answered = True
-        self.session.queue(lambda conn: conn.send_response(self.stream, fields, body=body))
-
-    def send(self, payload: Buffer, flags: Flag = Flag.NONE) -> None:
-        """Send a piece of the answer's body, waiting for the client's credit. Raises Gone or Cancelled."""
-        self.session.send(self, payload, flags)
-
-    def end(self, *, changed: bool = False) -> None:
-        """End the answer's body."""
-        self.session.queue(lambda conn: conn.send_end(self.stream, changed=changed))
-
-    def notice(self, name: str, fields: dict[str, Any]) -> None:
-        """Tell the client news of this request."""
-        self.session.queue(lambda conn: conn.send_notice(self.stream, name, fields))
-
-    @property
-    def compression(self) -> str:
-        """The algorithm for the answer's body."""
-        return self.session.compression
-
-    def wait_sent(self) -> None:
-        """Wait, for a while, until all that was answered so far has left this process."""
-        self.session.wait_sent()
-
-    def proceed(self) -> None:
-        """Called just before a decision: raises Gone when nobody waits for it, else it will be finished."""
-        self.session.proceed()
 
 
 class Session:
@@ -265,7 +179,7 @@ class Session:
             case DataReceived() | BodyEnded():
                 call = self._calls.get(event.stream)
                 if call is not None:
-                    call._inbox.append(event)
+                    call.inbox.append(event)
                     if isinstance(event, DataReceived):
                         self._waiting += cost(event.payload)
             case RequestReceived():
@@ -275,7 +189,7 @@ class Session:
             case RequestCancelled():
                 call = self._calls.get(event.stream)
                 if call is not None:
-                    call._cancelled = Cancelled(event.changed)
+                    call.cancelled = Cancelled(event.changed)
             case GoodbyeReceived():
                 self._draining = True
             case CreditReceived() | Failed() | _:
@@ -360,17 +274,26 @@ class Session:
             return self._jobs.popleft()
 
     def _answer(self, service: Service, call: Call) -> None:
+        began = time.monotonic()
+        outcome = "answered"
         try:
-            if call._cancelled:
-                raise call._cancelled
+            if call.cancelled:
+                raise call.cancelled
             service.answer(call)
         except Gone:
+            outcome = "gone"
             raise
         except Cancelled as error:
+            outcome = "cancelled"
             self._fail(call, LinkLostError(str(error)))
         except DsgError as error:
+            outcome = error.code
+            self._log.info(
+                "a request was refused", method=call.method, code=error.code, message=error.message
+            )
             self._fail(call, error)
         except Exception as error:  # noqa: BLE001  whatever it is, the client must hear of it
+            outcome = "failed"
             self._log.error(
                 "a request failed unexpectedly", method=call.method, error=repr(error), trace=True
             )
@@ -382,11 +305,14 @@ class Session:
                 ),
             )
         finally:
+            self._log.info(
+                "request", method=call.method, seconds=round(time.monotonic() - began, 4), outcome=outcome
+            )
             self._deciding = False
             with self._lock:
                 self._calls.pop(call.stream, None)
-                self._waiting -= sum(cost(e.payload) for e in call._inbox if isinstance(e, DataReceived))
-                call._inbox.clear()
+                self._waiting -= sum(cost(e.payload) for e in call.inbox if isinstance(e, DataReceived))
+                call.inbox.clear()
 
     def _fail(self, call: Call, error: DsgError) -> None:
         self.queue(lambda conn: conn.send_error(call.stream, error))
@@ -394,11 +320,11 @@ class Session:
     def take(self, call: Call) -> DataReceived | BodyEnded:
         """The next piece of a request's body; waits for it."""
         with self._lock:
-            while not call._inbox:
+            while not call.inbox:
                 self._check(call)
                 self._moved.wait()
             self._check(call)
-            return call._inbox.popleft()
+            return call.inbox.popleft()
 
     def give_back(self, event: DataReceived) -> None:
         """A piece needs memory no more."""
@@ -410,8 +336,8 @@ class Session:
     def _check(self, call: Call) -> None:
         if self._closing or self._sink_broken:
             raise Gone
-        if call._cancelled:
-            raise call._cancelled
+        if call.cancelled:
+            raise call.cancelled
 
     def queue(self, send: Callable[[Connection], object]) -> None:
         """Have the connection send something; nothing when it is over."""

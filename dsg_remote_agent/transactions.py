@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsg_remote_agent.call import Call
 from dsg_remote_agent.dispatch import Agent, answers
-from dsg_remote_agent.session import Call
 from dsg_remote_agent.storage.base import Outcome
 from protocol.codec import pack_rows
-from protocol.errors import RemoteProtocolError
+from protocol.errors import DsgError, RemoteProtocolError
+from protocol.errors import Outcome as DsgOutcome
 from protocol.messages import (
     Abort,
     Adopt,
@@ -99,7 +100,14 @@ def commit(agent: Agent, call: Call, request: Commit) -> None:
         call.respond(to_wire(Committed(record=raw, notes=())))
         return
     transaction = agent.transaction(request.repo, request.txid, call.method)
-    done = transaction.commit(request.record, call.proceed)
+    try:
+        done = transaction.commit(request.record, call.proceed)
+    except (DsgError, OSError) as error:
+        if not isinstance(error, DsgError) or error.outcome is DsgOutcome.ABORTED:
+            # The client is told that nothing holds: that must be so when it hears it.
+            transaction.abort()
+            opened.transaction = None
+        raise
     opened.transaction = None
     call.respond(to_wire(Committed(record=done.raw, notes=tuple(done.notes))))
     call.wait_sent()

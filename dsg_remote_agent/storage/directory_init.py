@@ -73,6 +73,7 @@ def make_repository(
     folder that the next init passes over, never half a repository. ConfigError
     when the folder holds anything. ``settings`` is kept for clones, as it is.
     """
+    _refuse_nesting(shown)
     names = tree.names("")
     if AREA in names:
         raise ConfigError(
@@ -127,6 +128,17 @@ def make_repository(
         ) from error
     tree.flush_folder("")
     return record
+
+
+def _refuse_nesting(shown: str) -> None:
+    above = os.path.dirname(shown)
+    while above != os.path.dirname(above):
+        if os.path.lexists(os.path.join(above, FORMAT_FILE)):
+            raise ConfigError(
+                f"{shown} lies inside {above}, which is a DSG folder itself",
+                hint="choose a place outside of every repository and working folder",
+            )
+        above = os.path.dirname(above)
 
 
 def _in(beside: str, path: str) -> str:

@@ -20,7 +20,6 @@ from dsg_remote_agent.storage.planned import check_planned
 from dsg_remote_agent.storage.statindex import StatIndex
 from protocol.codec import Buffer
 from protocol.errors import (
-    DsgError,
     HeadMovedError,
     IntegrityError,
     Outcome,
@@ -301,7 +300,7 @@ class DirectoryTransaction:
             place.failpoints.reach(Moment.REMOTE_DECIDED)
             self._notice("applying")
             notes = carry_out(place, journal, (self._manifest, self._index), self._adopted.rows)
-        except (OSError, DsgError) as error:
+        except Exception as error:  # noqa: BLE001  it is committed, whatever else went wrong
             notes.append(
                 f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "
                 f"({error}); the next sync or 'dsg recover' does"

@@ -40,14 +40,18 @@ def live_paths(tree: TreeFS) -> Iterator[tuple[str, Stat]]:
                 continue
             path = prefix + name
             if stat.kind is Kind.FOLDER:
-                try:
-                    stack.append((path + "/", tree.scan(path)))
-                except FileNotFoundError:
-                    continue
+                stack.append((path + "/", _names_in(tree, path)))
                 break
             yield path, stat
         else:
             stack.pop()
+
+
+def _names_in(tree: TreeFS, folder: str) -> Iterator[tuple[str, Stat]]:
+    try:
+        yield from tree.scan(folder)
+    except FileNotFoundError:
+        return
 
 
 @frozen
