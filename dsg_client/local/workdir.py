@@ -37,6 +37,7 @@ __all__ = [
 
 CONFIG_NAME = ".dsgconfig.yml"
 FORMAT = 1
+KIND = "working-folder"
 _FORMAT_PATH = f"{AREA}/format"
 _LOCK_PATH = f"{AREA}/lock"
 _HOLDER_PATH = f"{AREA}/lock.holder"
@@ -237,7 +238,8 @@ def create_workdir(root: str | os.PathLike[str], cache: bytes, *, tree: TreeFS |
             for name, content in ((_LOCK_PATH, b""), (f"{AREA}/cache", cache)):
                 _write_small(opened, name, content)
             opened.flush_folder(AREA)
-            _write_small(opened, _FORMAT_PATH, f"dsg working folder\nformat {FORMAT}\n".encode())
+            marker = json.dumps({"format": FORMAT, "kind": KIND})
+            _write_small(opened, _FORMAT_PATH, f"{marker}\n".encode())
             opened.flush_folder(AREA)
             opened.flush_folder("")
         except OSError as error:
@@ -316,7 +318,7 @@ def _refuse_foreign(path: Path, tree: TreeFS) -> None:
 def _check_format(tree: TreeFS, path: Path) -> None:
     shown = escape(str(path / AREA))
     try:
-        text = tree.read_bytes(_FORMAT_PATH, 4096).decode("ascii", "replace")
+        text = tree.read_bytes(_FORMAT_PATH, 16 * 1024)
     except FileNotFoundError:
         raise ConfigError(
             f"'{shown}' is unfinished: an `init` or `clone` was interrupted here",
@@ -325,22 +327,35 @@ def _check_format(tree: TreeFS, path: Path) -> None:
         ) from None
     except OSError as error:
         raise _storage(_FORMAT_PATH, error) from error
-    lines = text.split("\n")
     try:
-        if lines[0] != "dsg working folder":
+        found = json.loads(text)
+        number, kind = found["format"], found["kind"]
+        if type(number) is not int:
             raise ValueError
-        number = int(lines[1].removeprefix("format "))
-    except (ValueError, IndexError):
+    except (ValueError, TypeError, LookupError):
         raise ConfigError(
-            f"'{shown}/format' does not say what a working folder's says; it is {escape(text[:80])!r}",
-            hint="If this is a repository's folder, sync with it from a working folder; do not work inside.",
+            f"'{shown}/format' does not say what a working folder's says; it begins "
+            f"'{escape(text[:60].decode('utf-8', 'replace'))}'",
+            hint="Move '.dsg' away and `dsg clone` into this folder: files that match are taken over.",
             facts={"folder": str(path)},
         ) from None
+    if kind == "repository":
+        raise ConfigError(
+            f"'{escape(str(path))}' is a repository, not a working folder",
+            hint="Do not work inside it: `dsg clone` makes a working folder elsewhere.",
+            facts={"folder": str(path)},
+        )
     if number > FORMAT:
         raise VersionError(
             f"'{shown}' has format {number}, and this version of DSG reads formats up to {FORMAT}",
             hint="Upgrade DSG on this machine: pip install --upgrade dsg-sync.",
             facts={"folder": str(path), "format": number},
+        )
+    if kind != KIND or number < 1:
+        raise ConfigError(
+            f"'{shown}/format' names the kind '{escape(str(kind))}', format {number}; "
+            f"expected '{KIND}', format {FORMAT}",
+            facts={"folder": str(path)},
         )
 
 

@@ -43,7 +43,7 @@ def test_a_new_workdir_is_private_and_complete(root: Path) -> None:
     finally:
         os.umask(old)
     assert (root / ".dsg").stat().st_mode & 0o777 == 0o700
-    assert (root / ".dsg" / "format").read_text() == "dsg working folder\nformat 1\n"
+    assert (root / ".dsg" / "format").read_text() == '{"format": 1, "kind": "working-folder"}\n'
     with open_workdir(root) as opened:
         assert len(load_cache(opened.tree)) == 0
         assert opened.root == root
@@ -76,18 +76,26 @@ def test_a_folder_without_dsg(root: Path) -> None:
 
 def test_a_newer_format_is_refused(root: Path) -> None:
     create_workdir(root, empty_cache()).close()
-    (root / ".dsg" / "format").write_text("dsg working folder\nformat 2\n")
+    (root / ".dsg" / "format").write_text('{"format": 2, "kind": "working-folder"}')
     with pytest.raises(VersionError, match="format 2"):
         open_workdir(root)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "garbage", "dsg repository\nformat 1\n", "dsg working folder\nformat x\n"]
+    ("content", "message"),
+    [
+        (b"", "does not say"),
+        (b"garbage\xff", "does not say"),
+        (b"[]", "does not say"),
+        (b'{"format": "1", "kind": "working-folder"}', "does not say"),
+        (b'{"format": 1, "kind": "repository", "backend": "directory"}', "is a repository"),
+        (b'{"format": 1, "kind": "other"}', "kind 'other'"),
+    ],
 )
-def test_a_format_of_something_else_is_refused(root: Path, content: str) -> None:
+def test_a_format_of_something_else_is_refused(root: Path, content: bytes, message: str) -> None:
     create_workdir(root, empty_cache()).close()
-    (root / ".dsg" / "format").write_text(content)
-    with pytest.raises(ConfigError):
+    (root / ".dsg" / "format").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
         open_workdir(root)
 
 
