@@ -16,7 +16,8 @@ from typing import Any
 
 from attrs import field, frozen
 
-from dsg_client.remote.session import AgentSession, Exchange, Notice
+from dsg_client.remote.exchange import Exchange, Notice
+from dsg_client.remote.session import AgentSession
 from protocol import messages as m
 from protocol.codec import Scalar, pack_rows
 from protocol.compress import Compressor, inflate

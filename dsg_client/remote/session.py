@@ -13,15 +13,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from types import TracebackType
+from collections.abc import Mapping
 from typing import Any
 
+from dsg_client.remote.exchange import Bell, Exchange, Notice, fresh
 from dsg_client.remote.transport import Transport
-from protocol.codec import Buffer
-from protocol.connection import QUEUE_ENOUGH, Connection, cost
+from protocol.connection import QUEUE_ENOUGH, Connection
 from protocol.errors import DsgError, LinkLostError, LocalProtocolError
-from protocol.framing import Flag
 from protocol.paths import escape
 from protocol.wire_events import (
     BodyEnded,
@@ -36,14 +34,12 @@ from protocol.wire_events import (
     WireEvent,
 )
 
-__all__ = ["AgentSession", "Exchange"]
+__all__ = ["AgentSession"]
 
 HEARTBEAT_EVERY = 10.0
 SILENCE_LIMIT = 60.0
 # A tick this late means that this side's loop stood still: what the other side sent is still unread.
 LATE = 2.0
-
-Notice = Callable[[str, dict[str, Any]], None]
 
 
 class AgentSession:
@@ -68,7 +64,7 @@ class AgentSession:
         self._failure: DsgError | None = None
         self._closed = False
         self._flush_planned = False
-        self._room = _Bell()  # something left the queue
+        self.room = Bell()  # something left the queue
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a request's place
         self._heartbeat_every = heartbeat_every
         self._silence_limit = silence_limit
@@ -76,12 +72,17 @@ class AgentSession:
         self._ending: asyncio.Task[None] | None = None
         self._ticking = self._loop.call_soon(self._tick)
         transport.attach(self)
-        self._plan_flush()
+        self.plan_flush()
 
     @property
     def failure(self) -> DsgError | None:
         """Why the session ended, when it has."""
         return self._failure
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may still be sent; False a moment before ``failure`` is known."""
+        return self._failure is None and self.connection.failure is None
 
     @property
     def features(self) -> frozenset[str]:
@@ -113,7 +114,7 @@ class AgentSession:
         await self._place()
         stream = self.connection.send_request(method, dict(params), body=body)
         exchange = self._exchanges[stream] = Exchange(self, stream, method, notice)
-        self._plan_flush()
+        self.plan_flush()
         return exchange
 
     async def _place(self) -> None:
@@ -166,7 +167,7 @@ class AgentSession:
         self._last_heard = time.monotonic()
         for event in self.connection.receive(chunk):
             self._take(event)
-        self._plan_flush()
+        self.plan_flush()
 
     def writable(self) -> None:
         self._flush()
@@ -191,11 +192,11 @@ class AgentSession:
             case DataReceived() | ResponseReceived() | BodyEnded() | ErrorReceived() | NoticeReceived():
                 exchange = self._exchanges.get(event.stream)
                 if exchange is not None:
-                    exchange._take(event)
+                    exchange.take(event)
             case CreditReceived():
                 exchange = self._exchanges.get(event.stream)
                 if exchange is not None:
-                    exchange._credit.ring()
+                    exchange.credit.ring()
             case RequestDropped():
                 self._free_places()
             case GoodbyeReceived():
@@ -210,19 +211,20 @@ class AgentSession:
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise _again(self._failure)
+            raise fresh(self._failure)
 
     def _fail(self, error: DsgError) -> None:
         if self._failure is None:
             self._failure = error
             self._ticking.cancel()
             for exchange in list(self._exchanges.values()):
-                exchange._fail(error)
+                exchange.fail(error)
             self._exchanges.clear()
-            self._room.ring()
+            self.room.ring()
             self._free_places()
 
-    def _plan_flush(self) -> None:
+    def plan_flush(self) -> None:
+        """Send what is queued, soon."""
         # Not at once: what is queued in the same turn of the loop travels together.
         if not self._flush_planned and self.connection.queued:
             self._flush_planned = True
@@ -237,7 +239,7 @@ class AgentSession:
                 break
             transport.write(pieces)
         if connection.queued < QUEUE_ENOUGH:
-            self._room.ring()
+            self.room.ring()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -253,194 +255,15 @@ class AgentSession:
             self.transport.abort()
             return
         self.connection.send_heartbeat()
-        self._plan_flush()
+        self.plan_flush()
         pause = min(self._heartbeat_every, self._silence_limit / 4)
         self._expected_tick = now + pause
         self._ticking = self._loop.call_later(pause, self._tick)
 
-    def _over(self, exchange: Exchange) -> None:
+    def over(self, exchange: Exchange) -> None:
+        """An exchange needs nothing more."""
         if self._exchanges.pop(exchange.stream, None) is not None:
             self._free_places()
-
-
-class Exchange:
-    """One request and its answer. Leaving the context cancels whatever of it is not over."""
-
-    def __init__(self, session: AgentSession, stream: int, method: str, notice: Notice | None) -> None:
-        self.stream = stream
-        self.method = method
-        self.has_body = False  # the answer's; known after ``response``
-        self.changed = False  # the agent found that a file changed while it sent it; known at the body's end
-        self._session = session
-        self._notice = notice
-        self._fields: dict[str, Any] | None = None
-        self._error: Exception | None = None
-        self._ended = False
-        self._inbox: deque[DataReceived] = deque()
-        self._credit = _Bell()
-        self._news = _Bell()
-
-    async def __aenter__(self) -> Exchange:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def cancel(self, *, changed: bool = False, because: Exception | None = None) -> None:
-        """Give the request up; nothing happens when it is over.
-
-        ``changed``: a file being sent changed. ``because``: what ``response``
-        and ``receive`` raise from now on.
-        """
-        session = self._session
-        if session.failure is None and not self._is_over():
-            session.connection.cancel(self.stream, changed=changed)
-            session._plan_flush()
-        if self._error is None and not self._is_over():
-            self._error = because or LocalProtocolError(f"{self.method} was cancelled by this side")
-            self._ended = True
-        self._inbox.clear()
-        session._over(self)
-        self._credit.ring()
-        self._news.ring()
-
-    async def send(self, payload: Buffer, flags: Flag = Flag.NONE) -> bool:
-        """Send a piece of the body (1 byte to 1 MiB), waiting for credit and room.
-
-        ``payload`` must not change afterwards. False when nobody wants more
-        of it: ``response`` tells why.
-        """
-        session, connection = self._session, self._session.connection
-        need = cost(payload)
-        while True:
-            if session.failure is not None or self._error is not None:
-                return False
-            room = connection.can_send(self.stream)
-            if room is None:
-                return False
-            if room < need:
-                await self._credit.wait()
-            elif connection.queued > QUEUE_ENOUGH:
-                await session._room.wait()
-            else:
-                connection.send_data(self.stream, payload, flags)
-                session._plan_flush()
-                return True
-
-    def end(self, *, changed: bool = False) -> None:
-        """The body is over; ``changed``: not as announced, for a file changed while it was sent."""
-        if self._session.failure is None and self._error is None:
-            self._session.connection.send_end(self.stream, changed=changed)
-            self._session._plan_flush()
-
-    async def response(self) -> dict[str, Any]:
-        """The answer's fields; raises the agent's error or the connection's failure."""
-        while self._fields is None:
-            if self._error is not None:
-                raise _again(self._error)
-            await self._news.wait()
-        return self._fields
-
-    async def receive(self) -> DataReceived | None:
-        """The next piece of the answer's body, None at its end; give each to ``consumed``.
-
-        Raises the agent's error, or the connection's failure, as soon as it is
-        known: a body that breaks off is never taken for whole.
-        """
-        while True:
-            if self._error is not None:
-                raise _again(self._error)
-            if self._inbox:
-                return self._inbox.popleft()
-            if self._ended:
-                return None
-            await self._news.wait()
-
-    def consumed(self, piece: DataReceived) -> None:
-        """Give back the credit of a piece that needs memory no more."""
-        if self._session.failure is None:
-            self._session.connection.consumed(piece)
-            self._session._plan_flush()
-
-    async def body(self) -> AsyncIterator[DataReceived]:
-        """The pieces of the answer's body; each counts as consumed when the next is asked for."""
-        await self.response()
-        while (piece := await self.receive()) is not None:
-            yield piece
-            self.consumed(piece)
-
-    def _is_over(self) -> bool:
-        return self._ended
-
-    def _take(
-        self, event: DataReceived | ResponseReceived | BodyEnded | ErrorReceived | NoticeReceived
-    ) -> None:
-        match event:
-            case DataReceived():
-                self._inbox.append(event)
-            case NoticeReceived():
-                if self._notice is not None:
-                    try:
-                        self._notice(event.name, event.fields)
-                    except Exception as error:  # noqa: BLE001 - the caller's, or a notice that is none
-                        self.cancel(because=error)
-                return
-            case ResponseReceived():
-                self._fields = event.fields
-                self.has_body = event.has_body
-                if not event.has_body:
-                    self._finish()
-            case BodyEnded():
-                self.changed = event.changed
-                self._finish()
-            case ErrorReceived():
-                self._error = event.error
-                self._inbox.clear()
-                self._finish()
-        self._news.ring()
-
-    def _finish(self) -> None:
-        self._ended = True
-        self._credit.ring()
-        self._session._over(self)
-
-    def _fail(self, error: DsgError) -> None:
-        if not self._ended:
-            self._error = error
-            self._ended = True
-            self._inbox.clear()
-        self._credit.ring()
-        self._news.ring()
-
-
-class _Bell:
-    """Wakes all who wait at the moment; nothing is remembered."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: list[asyncio.Future[None]] = []
-
-    async def wait(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        await waiter
-
-    def ring(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-
-def _again(error: Exception) -> Exception:
-    """The same error, fresh: one exception raised in several tasks would mix their tracebacks."""
-    if not isinstance(error, DsgError):
-        return error
-    return type(error)(error.message, hint=error.hint, facts=error.facts, outcome=error.outcome)
 
 
 def _lost(name: str, error: Exception | None, status: str, stderr: bytes) -> LinkLostError:

@@ -1,0 +1,182 @@
+"""Every typed call, against the real agent as a child process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dsg_client.remote.address import RemoteAddress
+from dsg_client.remote.calls import RemoteAgent, RemoteRepo
+from dsg_client.remote.link import open_link
+from dsg_client.remote.settings import LinkSettings
+from protocol.compress import inflate
+from protocol.errors import DsgError, HeadMovedError, NotPermittedError, RemoteProtocolError
+from protocol.filestream import OpKind, Packer, unpack
+from protocol.manifest import FILE, Entry, Manifest
+from protocol.messages import Phase
+from protocol.records import SnapshotRecord
+
+WHO = "ann"
+REPO_ID = "0123456789abcdef0123456789abcdef"
+TXID = "feedfacefeedfacefeedfacefeedface"
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[RemoteAgent]:
+    async with await open_link(RemoteAddress(str(tmp_path)), LinkSettings()) as made:
+        yield made
+
+
+@pytest.fixture
+async def repo(agent: RemoteAgent, tmp_path: Path) -> RemoteRepo:
+    await agent.init_repo(
+        str(tmp_path / "r"),
+        repo_id=REPO_ID,
+        algorithm="sha256",
+        group="",
+        user=WHO,
+        host="here",
+        settings="{}",
+    )
+    return await agent.open_repo(str(tmp_path / "r"))
+
+
+def entry(path: str, content: bytes) -> Entry:
+    return Entry(
+        path, FILE, hashlib.sha256(content).digest(), False, len(content), 1_600_000_000_000_000_000, WHO, 1
+    )
+
+
+async def commit(repo: RemoteRepo, files: dict[str, bytes], txid: str = TXID) -> SnapshotRecord:
+    """One whole transaction that puts ``files``."""
+    base = SnapshotRecord.from_bytes(repo.opened.head)
+    rows = [entry(path, content) for path, content in sorted(files.items())]
+    manifest = Manifest.from_entries(rows)
+    news: list[Phase] = []
+    begun = await repo.begin(txid, base=base.digest, user=WHO, host="here")
+    assert begun.free > 0 and not begun.outside
+    assert await repo.send_changes(txid, rows) == len(rows)
+    async with repo.upload(txid, news.append) as upload:
+        packer = Packer()
+        for number, content in enumerate(files[row.path] for row in rows):
+            for payload in [*packer.chunk(number, 0, content), *packer.done(number, len(content))]:
+                assert await upload.send(payload)
+        for payload in packer.flush():
+            assert await upload.send(payload)
+        uploaded = await upload.finish()
+    assert (uploaded.files, uploaded.bytes) == (len(files), sum(map(len, files.values())))
+    prepared = SnapshotRecord.from_bytes(
+        await repo.prepare(
+            txid, manifest=manifest.digest, message="first", user=WHO, host="here", news=news.append
+        )
+    )
+    committed = await repo.commit(txid, prepared.digest)
+    return SnapshotRecord.from_bytes(committed.record, prepared.digest)
+
+
+async def test_a_transaction_and_all_that_can_be_read_of_it(repo: RemoteRepo) -> None:
+    files = {"input/a.csv": b"1,2\n", "input/b.bin": bytes(range(256)) * 9000, "input/empty": b""}
+    record = await commit(repo, files)
+    assert record.seq == 1 and record.entries == 3
+
+    found, encoded = await repo.manifest()
+    assert not found.same and found.head == record.to_bytes()
+    manifest = Manifest.from_bytes(encoded, record.manifest).validate()
+    assert [e.path for e in manifest] == sorted(files)
+    found, encoded = await repo.manifest(have=record.digest)
+    assert found.same and found.known and encoded == b""
+
+    assert [SnapshotRecord.from_bytes(r).seq for r in await repo.records(0, 100)] == [0, 1]
+    old_record, old_manifest = await repo.snapshot(0)
+    assert SnapshotRecord.from_bytes(old_record).seq == 0
+    assert len(Manifest.from_bytes(old_manifest)) == 0
+
+    rows = [(e.path, e.content, e.size) for e in manifest]
+    came: dict[int, bytearray] = {}
+    async with repo.get_files(1, rows) as download:
+        async for piece in download:
+            for op in unpack(inflate(piece.payload, piece.flags)):
+                content = came.setdefault(op.file, bytearray())
+                if op.kind is OpKind.BYTES:
+                    content += op.content
+                elif op.kind is OpKind.HOLE:
+                    content += bytes(op.length)
+    assert {rows[number][0]: bytes(content) for number, content in came.items()} == files
+    assert not download.changed
+
+    assert (await repo.outcome(TXID, 1)).outcome == "committed"
+    assert (await repo.outcome("0" * 32, 2)).outcome == "aborted"
+    assert not await repo.outside()
+    assert await repo.recover() == ()
+
+
+async def test_an_aborted_transaction_leaves_the_head(repo: RemoteRepo) -> None:
+    base = SnapshotRecord.from_bytes(repo.opened.head)
+    await repo.begin(TXID, base=base.digest, user=WHO, host="here")
+    await repo.send_changes(TXID, [entry("input/a", b"1")])
+    await repo.abort(TXID)
+    found, _ = await repo.manifest(have=base.digest)
+    assert found.same
+    # The lock is free again.
+    await repo.begin("1" * 32, base=base.digest, user=WHO, host="here")
+
+
+async def test_a_base_that_is_not_the_head(repo: RemoteRepo) -> None:
+    await commit(repo, {"input/a": b"1"})
+    with pytest.raises(HeadMovedError):
+        await repo.begin(
+            "1" * 32, base=SnapshotRecord.from_bytes(repo.opened.head).digest, user=WHO, host="x"
+        )
+
+
+async def test_what_is_on_the_server_can_be_adopted(repo: RemoteRepo, tmp_path: Path) -> None:
+    record = await commit(repo, {"input/a": b"1", "input/b": b"2"})
+    (tmp_path / "r" / "input" / "a").write_bytes(b"changed on the server")
+    (tmp_path / "r" / "input" / "b").unlink()
+    outside = await repo.outside()
+    assert (outside.modified, outside.deleted) == (("input/a",), ("input/b",))
+    await repo.begin("1" * 32, base=record.digest, user=WHO, host="here", adopt=True)
+    taken = await repo.adopt("1" * 32, "bob", ["input/a", "input/b"])
+    assert isinstance(taken[0], Entry)
+    assert taken[0].content == hashlib.sha256(b"changed on the server").digest()
+    assert taken[1] == "input/b"
+    await repo.abort("1" * 32)
+
+
+async def test_the_doctor_and_the_agents_errors(agent: RemoteAgent, tmp_path: Path) -> None:
+    assert all(check.name for check in await agent.doctor())
+    with pytest.raises(DsgError) as caught:
+        await agent.open_repo(str(tmp_path / "none"))
+    assert caught.value.hint
+
+
+async def test_rows_that_cannot_be_made_end_the_call_with_that_error(repo: RemoteRepo) -> None:
+    record = await commit(repo, {"input/a": b"1"})
+
+    def rows() -> AsyncIterator[tuple[str, bytes, int]]:
+        yield ("input/a", hashlib.sha256(b"1").digest(), 1)  # type: ignore[misc]
+        raise FileNotFoundError("the cache went away")
+
+    with pytest.raises(FileNotFoundError, match="the cache went away"):
+        async with repo.get_files(record.seq, rows()) as download:  # type: ignore[arg-type]
+            async for _ in download:
+                pass
+    assert await repo.agent.doctor()
+
+
+async def test_an_agents_options_hold(tmp_path: Path) -> None:
+    settings = LinkSettings(agent_options=("--role", "read", "--root", str(tmp_path)))
+    async with await open_link(RemoteAddress(str(tmp_path)), settings) as agent:
+        with pytest.raises(NotPermittedError):
+            await agent.init_repo(
+                str(tmp_path / "r"), repo_id=REPO_ID, algorithm="sha256", group="", user=WHO, host="here"
+            )
+
+
+async def test_a_method_that_the_agent_does_not_know(agent: RemoteAgent) -> None:
+    with pytest.raises(RemoteProtocolError, match="no method"):
+        await agent.session.call("repo.dance", {})
+    assert await agent.doctor()
