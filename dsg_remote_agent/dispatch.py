@@ -67,7 +67,7 @@ class Agent:
     _running: Call | None = None
 
     def answer(self, call: Call) -> None:
-        request = parse_request(call.method, dict(call.params))
+        request = parse_request(call.method, dict(call.params), call.has_body)
         row = METHODS[call.method]
         if not self.policy.role.allows(row.role):
             raise NotPermittedError(
