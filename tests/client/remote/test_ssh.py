@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -442,3 +446,83 @@ async def test_closing_takes_no_time(host: SshHost, monkeypatch: pytest.MonkeyPa
     await agent.close()
     assert time.perf_counter() - started < 0.05
     assert await gone(host)
+
+
+async def test_ctrl_c_does_not_reach_through_the_systems_ssh(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = person(host, monkeypatch)
+    ask, _ = answers()
+    async with await connect(client, "openssh", ask=ask) as agent:
+        pid = agent.session.transport.pid  # type: ignore[attr-defined]
+        # With a terminal it must stay in the foreground group, to ask there, and there Ctrl-C goes to all.
+        assert os.getpgid(pid) == os.getpgrp()
+        os.kill(pid, signal.SIGINT)
+        await asyncio.sleep(0.1)
+        assert await agent.doctor()
+
+
+async def test_a_frozen_connection_is_silence(host: SshHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = person(host, monkeypatch)
+    with Proxy(host.port) as proxy:
+        client.write_config(port=proxy.port)
+        client.trust(proxy.port)
+        agent = await connect(client)
+        agent.session._heartbeat_every = 0.1
+        agent.session._silence_limit = 0.5
+        agent.session._tick()
+        proxy.freeze()
+        with pytest.raises(LinkLostError, match="nothing was heard"):
+            await asyncio.wait_for(agent.doctor(), 10)
+        await agent.close(undoing=True)
+
+
+async def test_over_a_long_way_requests_do_not_wait_for_each_other(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = person(host, monkeypatch)
+    with Proxy(host.port, delay=0.05) as proxy:
+        client.write_config(port=proxy.port)
+        client.trust(proxy.port)
+        command = f"{sys.executable} {REPOSITORY}/tests/client/remote/agent_program.py serve"
+        async with await connect(client, agent_command=command) as agent:
+            started = time.monotonic()
+            await agent.session.call("echo", {})
+            one = time.monotonic() - started
+            started = time.monotonic()
+            await asyncio.gather(*(agent.session.call("echo", {"n": n}) for n in range(32)))
+            assert time.monotonic() - started < 3 * one
+            # A body does not stop at the end of a window of 2 MiB: asyncssh's default gives 18 MB/s here.
+            size, started = 24 * 1024 * 1024, time.monotonic()
+            async with await agent.session.request("give", {"size": size, "piece": 512 * 1024}) as exchange:
+                async for piece in exchange.body():
+                    size -= len(piece.payload)
+            assert size == 0
+            assert 24 / (time.monotonic() - started) > 25
+
+
+async def test_more_than_a_gigabyte_each_way_crosses_a_rekeying(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = person(host, monkeypatch)
+    command = f"{sys.executable} {REPOSITORY}/tests/client/remote/agent_program.py serve"
+    size = (1 << 30) + (200 << 20)
+    block = random.Random(1).randbytes(512 * 1024)
+    async with await connect(client, agent_command=command) as agent:
+        crc = 0
+        async with await agent.session.request("take", {}, body=True) as exchange:
+            for _ in range(size // len(block)):
+                crc = zlib.crc32(block, crc)
+                assert await exchange.send(block)
+            exchange.end()
+            assert await exchange.response() == {"bytes": size, "crc": crc, "changed": False}
+        expected = got = 0
+        pattern = bytes(range(256)) * 2048
+        async with await agent.session.request("give", {"size": size, "piece": len(pattern)}) as exchange:
+            async for piece in exchange.body():
+                got = zlib.crc32(piece.payload, got)
+        for _ in range(size // len(pattern)):
+            expected = zlib.crc32(pattern, expected)
+        assert got == expected
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak < 400 * 1024, "the body was gathered in memory"
