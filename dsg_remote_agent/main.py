@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["main"]
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     options = read_options(argv)
     from dsg_remote_agent.stdio import announce, claim
 
+    # Ctrl-C in the terminal of a client on this machine is the client's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, sink = claim()
     preamble = announce(sink)
     # Only now what takes longer to import: the client reads the preamble meanwhile.

@@ -125,8 +125,6 @@ class Session:
 
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, stop)
-        # Ctrl-C in the terminal of a client on this machine is the client's to handle.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _read(self) -> int:
         poll = select.poll()

@@ -77,7 +77,7 @@ def link_entry(path: str, target: str, *, seq: int = 1) -> Entry:
 
 
 class Client:
-    """One agent and the connection to it. ``command`` is what is run; further words are its options."""
+    """One agent, started with ``options`` unless ``process`` is one already, and the connection to it."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class Client:
         failpoints: str = "",
         environment: dict[str, str] | None = None,
         features: Iterable[str] = ("zstd",),
+        process: subprocess.Popen[bytes] | None = None,
         **popen: Any,
     ) -> None:
         env = {
@@ -95,7 +96,7 @@ class Client:
         }
         if failpoints:
             env["DSG_FAILPOINTS"] = failpoints
-        self.process = subprocess.Popen(
+        self.process = process or subprocess.Popen(
             [sys.executable, "-m", "dsg_remote_agent", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
