@@ -186,20 +186,24 @@ class Walk:
         plain = are_plain(level.prefix, names)
         if may_collide(names):
             level.spelled = {}
-        one_by_one = not plain or self._scope.has_ignore or level.spelled is not None
+        one_by_one = not plain or level.spelled is not None
+        ignores = self._scope.ignores if self._scope.has_ignore else None
         run: list[os.DirEntry[str]] = []
         for item in items:
             if item.is_dir(follow_symlinks=False):
                 name = self.spell(item)
                 zone = level.zone
-                if one_by_one or name in self._scope.data_dirs:
+                if one_by_one or ignores or name in self._scope.data_dirs:
                     zone = self._scope.enter(zone, level.prefix + name, name)
                 if zone is not Zone.CLOSED:
                     if run:
                         level.parts.append(run)
                         run = []
                     level.parts.append((item, zone))
-            elif not one_by_one or self._is_wanted(level, self.spell(item)):
+            elif one_by_one:
+                if self._is_wanted(level, self.spell(item)):
+                    run.append(item)
+            elif ignores is None or not ignores(level.prefix + item.name):
                 run.append(item)
         if run:
             level.parts.append(run)

@@ -6,10 +6,8 @@ it is made, so that a folder without one is known to be unfinished.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import secrets
 import stat as stat_bits
 import time
 from collections.abc import Callable
@@ -18,11 +16,13 @@ from types import TracebackType
 
 from attrs import frozen
 
-from dsg_client.local.machine import host_name, login_name, machine_id
-from protocol.errors import ConfigError, LocalStorageError, LockedError, VersionError
+from dsg_client.local.area import replace_small, storage_error
+from dsg_client.local.lock import LocalLock, take_lock
+from dsg_client.local.machine import machine_id
+from protocol.errors import ConfigError, VersionError
 from protocol.paths import escape
-from protocol.tree.actions import AREA, TMP
-from protocol.tree.fs import Lock, TreeFS
+from protocol.tree.actions import AREA
+from protocol.tree.fs import TreeFS
 from protocol.tree.posix import PosixTree
 
 __all__ = [
@@ -39,8 +39,6 @@ CONFIG_NAME = ".dsgconfig.yml"
 FORMAT = 1
 KIND = "working-folder"
 _FORMAT_PATH = f"{AREA}/format"
-_LOCK_PATH = f"{AREA}/lock"
-_HOLDER_PATH = f"{AREA}/lock.holder"
 
 
 def find_root(start: str | os.PathLike[str] = ".") -> Path:
@@ -87,114 +85,7 @@ class Workdir:
         LockedError says who holds it, since when and from where. The system
         lets go of it when the process ends, however it ends.
         """
-        lock = _take(self.tree)
-        if lock is None:
-            raise _locked(self.tree, self.machine)
-        holder = {
-            "format": FORMAT,
-            "user": login_name(),
-            "host": host_name(),
-            "machine": self.machine,
-            "pid": os.getpid(),
-            "since": int(now()),
-            "command": command,
-        }
-        try:
-            _write_small(self.tree, _HOLDER_PATH, json.dumps(holder).encode())
-        except BaseException:
-            lock.release()
-            raise
-        return LocalLock(self.tree, lock)
-
-
-class LocalLock:
-    """The held lock of a working folder; a context manager."""
-
-    def __init__(self, tree: TreeFS, lock: Lock) -> None:
-        self._tree = tree
-        self._lock: Lock | None = lock
-
-    def fileno(self) -> int:
-        """For handing it to a child process that changes the folder."""
-        if self._lock is None:
-            raise ValueError("the lock was released")
-        return self._lock.fileno()
-
-    def release(self) -> None:
-        """Let go; harmless when done twice."""
-        lock, self._lock = self._lock, None
-        if lock is None:
-            return
-        try:
-            self._tree.unlink(_HOLDER_PATH)
-        except OSError:
-            pass  # says who holds the lock, and nobody reads it while the lock is free
-        lock.release()
-
-    def __enter__(self) -> LocalLock:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-
-def _take(tree: TreeFS) -> Lock | None:
-    try:
-        return tree.lock(_LOCK_PATH)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise _storage(_LOCK_PATH, error) from error
-    try:
-        tree.write_bytes(_LOCK_PATH, b"")
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise _storage(_LOCK_PATH, error) from error
-    return tree.lock(_LOCK_PATH)
-
-
-def _locked(tree: TreeFS, machine: str) -> LockedError:
-    holder: dict[str, object] = {}
-    # The holder may have the lock for an instant before it says who it is.
-    for _ in range(5):
-        try:
-            found = json.loads(tree.read_bytes(_HOLDER_PATH, 64 * 1024))
-            if isinstance(found, dict) and _may_be_alive(found, machine):
-                holder = found
-                break
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.02)
-    who = "another DSG command"
-    if holder:
-        since = holder.get("since")
-        when = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(since)) if isinstance(since, int) else "?"
-        who = (
-            f"'{escape(str(holder.get('command', '?')))}' of {escape(str(holder.get('user', '?')))} "
-            f"on {escape(str(holder.get('host', '?')))} (process {escape(str(holder.get('pid', '?')))}), "
-            f"since {when}"
-        )
-    return LockedError(
-        f"this folder is in use by {who}",
-        hint="Wait until it ends, or try again later: `dsg sync --retries 5`.",
-        facts={"holder": {k: holder[k] for k in ("user", "host", "pid", "since", "command") if k in holder}},
-    )
-
-
-def _may_be_alive(holder: dict[str, object], machine: str) -> bool:
-    pid = holder.get("pid")
-    if holder.get("machine") != machine or not isinstance(pid, int) or pid <= 0:
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False  # left by a command that was killed
-    except OSError:
-        pass
-    return True
+        return take_lock(self.tree, self.machine, command, int(now()))
 
 
 def open_workdir(root: str | os.PathLike[str], *, tree: TreeFS | None = None) -> Workdir:
@@ -219,36 +110,42 @@ def create_workdir(root: str | os.PathLike[str], cache: bytes, *, tree: TreeFS |
     """Make ``.dsg`` in the folder ``root`` with the encoded C, and open it.
 
     Goes on with one that an interrupted attempt left unfinished. ConfigError
-    when ``root`` is a working folder already; LocalStorageError when it
-    cannot be written. An attempt that fails leaves an unfinished ``.dsg``.
+    when ``root`` is a working folder already, LockedError when another
+    command is just making it one, LocalStorageError when it cannot be
+    written. An attempt that fails leaves an unfinished ``.dsg``.
     """
     path = Path(os.path.realpath(root))
     opened = tree or _open_tree(path)
     try:
-        if _is_finished(opened):
-            raise ConfigError(
-                f"'{escape(str(path))}' is a DSG working folder already",
-                hint="`dsg remote` shows which repository it belongs to.",
-                facts={"folder": str(path)},
-            )
         try:
+            _refuse_finished(path, opened)
             _make_private(path)
             _refuse_foreign(path, opened)
-            opened.make_folders(TMP)
-            for name, content in ((_LOCK_PATH, b""), (f"{AREA}/cache", cache)):
-                _write_small(opened, name, content)
-            opened.flush_folder(AREA)
-            marker = json.dumps({"format": FORMAT, "kind": KIND})
-            _write_small(opened, _FORMAT_PATH, f"{marker}\n".encode())
-            opened.flush_folder(AREA)
-            opened.flush_folder("")
+            # Two at once in one folder: the second is told so, and then that there is one already.
+            with take_lock(opened, machine_id(), "init", int(time.time())):
+                _refuse_finished(path, opened)
+                replace_small(opened, f"{AREA}/cache", cache)
+                opened.flush_folder(AREA)
+                marker = json.dumps({"format": FORMAT, "kind": KIND})
+                replace_small(opened, _FORMAT_PATH, f"{marker}\n".encode())
+                opened.flush_folder(AREA)
+                opened.flush_folder("")
         except OSError as error:
-            raise _storage(AREA, error) from error
+            raise storage_error(AREA, error) from error
     except BaseException:
         if tree is None:
             opened.close()
         raise
     return _workdir(path, opened)
+
+
+def _refuse_finished(path: Path, tree: TreeFS) -> None:
+    if _is_finished(tree):
+        raise ConfigError(
+            f"'{escape(str(path))}' is a DSG working folder already",
+            hint="`dsg remote` shows which repository it belongs to.",
+            facts={"folder": str(path)},
+        )
 
 
 def _is_finished(tree: TreeFS) -> bool:
@@ -257,7 +154,7 @@ def _is_finished(tree: TreeFS) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise _storage(_FORMAT_PATH, error) from error
+        raise storage_error(_FORMAT_PATH, error) from error
     return True
 
 
@@ -270,7 +167,7 @@ def _open_tree(path: Path) -> TreeFS:
     try:
         return PosixTree.open_tree(str(path))
     except OSError as error:
-        raise _storage(str(path), error) from error
+        raise storage_error(str(path), error) from error
 
 
 def _make_private(path: Path) -> None:
@@ -296,7 +193,7 @@ def _refuse_foreign(path: Path, tree: TreeFS) -> None:
             facts={"folder": str(path)},
         ) from None
     except OSError as error:
-        raise _storage(AREA, error) from error
+        raise storage_error(AREA, error) from error
     shown = escape(str(path / AREA))
     if not stat_bits.S_ISDIR(os.lstat(path / AREA).st_mode):
         raise ConfigError(f"'{shown}' is not a folder", hint="Remove it, then clone again.")
@@ -326,7 +223,7 @@ def _check_format(tree: TreeFS, path: Path) -> None:
             facts={"folder": str(path)},
         ) from None
     except OSError as error:
-        raise _storage(_FORMAT_PATH, error) from error
+        raise storage_error(_FORMAT_PATH, error) from error
     try:
         found = json.loads(text)
         number, kind = found["format"], found["kind"]
@@ -357,18 +254,6 @@ def _check_format(tree: TreeFS, path: Path) -> None:
             f"expected '{KIND}', format {FORMAT}",
             facts={"folder": str(path)},
         )
-
-
-def _write_small(tree: TreeFS, path: str, content: bytes) -> None:
-    """Replace a small file of the area at once; OSError leaves the old one."""
-    temporary = f"{TMP}/{path.rpartition('/')[2]}.{secrets.token_hex(4)}"
-    tree.make_folders(TMP)
-    tree.write_bytes(temporary, content)
-    try:
-        tree.move(temporary, path)
-    except BaseException:
-        tree.unlink(temporary)
-        raise
 
 
 def refuse_overlap(local: str | os.PathLike[str], repository: str | os.PathLike[str]) -> None:
@@ -403,12 +288,3 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino)
-
-
-def _storage(path: str, error: OSError) -> LocalStorageError:
-    reason = error.strerror or os.strerror(error.errno or errno.EIO)
-    return LocalStorageError(
-        f"'{escape(path)}' cannot be used: {reason}",
-        hint="Nothing was synced. Check the rights of the folder, the space on the disk and its health.",
-        facts={"path": path, "reason": reason},
-    )

@@ -68,6 +68,38 @@ def test_an_interrupted_one_is_known_and_can_be_finished(root: Path) -> None:
     open_workdir(root).close()
 
 
+def test_two_that_make_it_at_once(root: Path) -> None:
+    code = f"""
+import sys
+from dsg_client.local.workdir import create_workdir
+from protocol.errors import DsgError
+sys.stdin.readline()
+try:
+    create_workdir({str(root)!r}, sys.argv[1].encode())
+    print("made")
+except DsgError as error:
+    print(error.code)
+"""
+    makers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[3],
+        )
+        for number in range(4)
+    ]
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.write("go\n")
+        maker.stdin.flush()
+    said = [maker.communicate()[0].strip() for maker in makers]
+    assert said.count("made") == 1, said
+    assert set(said) <= {"made", "locked", "config"}
+    assert (root / ".dsg" / "cache").read_text() == str(said.index("made"))
+
+
 def test_a_folder_without_dsg(root: Path) -> None:
     (root / ".dsgconfig.yml").touch()
     with pytest.raises(ConfigError, match="not a DSG working folder yet"):
