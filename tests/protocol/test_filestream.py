@@ -206,7 +206,7 @@ def test_files_may_take_turns_and_must_all_end() -> None:
 
 
 def test_small_files_are_fast() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     packer, order = Packer(), Order([4096] * 20_000)
     content = bytes(4096)
     payloads = []
@@ -218,5 +218,5 @@ def test_small_files_are_fast() -> None:
         for operation in unpack(payload):
             order.check(operation)
     order.end()
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     assert took < 2, f"{took:.2f} s for 20,000 files"

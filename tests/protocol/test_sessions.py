@@ -216,10 +216,10 @@ def test_damaged_bytes_never_raise(seed: int, data: st.DataObject) -> None:
 
 
 def test_control_frames_are_fast() -> None:
-    """50,000 small frames a second is what is asked for; the bound leaves room for a busy machine."""
+    """50,000 small frames a second is what is asked for; the bound leaves room for a slow machine."""
     c, a = client(), Connection.agent()
     rounds, each = 20, 250
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(rounds):
         for n in range(each):
             c.send_request("repo.open", {"repo": n, "path": "/srv/data"})
@@ -227,7 +227,7 @@ def test_control_frames_are_fast() -> None:
             if isinstance(event, RequestReceived):
                 a.send_response(event.stream, {"ok": True})
         assert len(c.receive(sent(a))) == each
-    per_second = 2 * rounds * each / (time.perf_counter() - start)
+    per_second = 2 * rounds * each / (time.process_time() - start)
     assert per_second > 10_000, f"{per_second:.0f} frames a second, each made and read"
 
 
@@ -236,7 +236,7 @@ def test_data_frames_are_fast() -> None:
     c.send_request("x.y", {}, body=True)
     a.receive(sent(c))
     payload = bytes(512 * 1024)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(200):
         c.send_data(1, payload)
         header, content = c.bytes_to_send()
@@ -245,5 +245,5 @@ def test_data_frames_are_fast() -> None:
         assert isinstance(event, DataReceived)
         a.consumed(event)
         c.receive(b"".join(a.bytes_to_send()))
-    each = (time.perf_counter() - start) / 200
+    each = (time.process_time() - start) / 200
     assert each < 0.002, f"{each * 1e6:.0f} µs for a frame of 512 KiB"
