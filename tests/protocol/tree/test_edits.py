@@ -226,7 +226,7 @@ def judge(
 @pytest.mark.parametrize("can_swap", [True, False], ids=["swap", "no-swap"])
 @pytest.mark.parametrize("unexpected", list(Unexpected))
 def test_any_edit_at_any_moment(unexpected: Unexpected, can_swap: bool, rng: random.Random) -> None:
-    for _ in range(500):
+    for _ in range(400):
         found = run(
             MemoryTree(can_swap),
             None,
@@ -242,10 +242,10 @@ def test_any_edit_at_any_moment(unexpected: Unexpected, can_swap: bool, rng: ran
 @pytest.mark.parametrize("modern", [True, False], ids=["swap", "no-swap"])
 @pytest.mark.parametrize("unexpected", list(Unexpected))
 def test_any_edit_at_any_moment_on_disk(
-    tmp_path: Path, unexpected: Unexpected, modern: bool, rng: random.Random
+    scratch: Path, unexpected: Unexpected, modern: bool, rng: random.Random
 ) -> None:
     old_calls = evolve(system(), open_beneath=None, rename_exclusive=None, rename_swap=None)
-    root = tmp_path / "tree"
+    root = scratch / "tree"
     for _ in range(60):
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
@@ -337,9 +337,10 @@ def test_a_file_where_a_folder_was_expected(tree: PosixTree, tmp_path: Path) -> 
     assert (tmp_path / "a").read_bytes() == b"me"
 
 
-def test_a_link_in_a_path_is_never_followed(tree: PosixTree, tmp_path: Path) -> None:
-    outside = tmp_path.with_name("outside")
-    outside.mkdir()
+def test_a_link_in_a_path_is_never_followed(
+    tree: PosixTree, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
     for unexpected in Unexpected:
         new = staged(tree, 0, b"new")
         folder = tmp_path / unexpected.value
