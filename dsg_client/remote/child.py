@@ -61,10 +61,17 @@ class ChildTransport:
     when this process dies, however that happens.
     """
 
-    def __init__(self, command: Sequence[str], *, name: str = "this machine", own_group: bool = True) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "this machine",
+        own_group: bool = True,
+        stderr: Tail | None = None,
+    ) -> None:
         """Start ``command``; AgentStartError when it cannot be started."""
         self.name = name
-        self.stderr = Tail()
+        self.stderr = stderr or Tail()
         self._mailbox = Mailbox()
         self._loop = asyncio.get_running_loop()
         self._queue: deque[memoryview] = deque()

@@ -104,10 +104,11 @@ async def _start_by_ssh(
             transport, settings.agent_command, limit if settings.ask is None else 10 * limit
         )
     except AgentStartError:
-        from dsg_client.remote.openssh import explain_ssh
+        from dsg_client.remote.openssh import SshMessages, explain_ssh
 
+        assert isinstance(transport.stderr, SshMessages)
         status = await transport.exit_status(0)
-        failure = explain_ssh(bytes(transport.stderr), status, address, settings.again)
+        failure = explain_ssh(transport.stderr, status, address, settings.again)
         if failure is not None:
             raise failure from None
         raise

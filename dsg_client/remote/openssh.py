@@ -13,7 +13,7 @@ from dsg_client.remote.address import RemoteAddress
 from dsg_client.remote.child import ChildTransport
 from dsg_client.remote.dial import unknown_host
 from dsg_client.remote.settings import LinkSettings
-from dsg_client.remote.transport import ExitStatus
+from dsg_client.remote.transport import STDERR_KEPT, ExitStatus, Tail
 from protocol.errors import (
     AgentStartError,
     ConfigError,
@@ -27,9 +27,35 @@ from protocol.errors import (
 )
 from protocol.paths import escape
 
-__all__ = ["explain_ssh", "open_openssh"]
+__all__ = ["SshMessages", "explain_ssh", "open_openssh"]
 
 SSH_FAILED = 255  # ssh's own failures; everything else is the remote command's
+
+
+class SshMessages(Tail):
+    """What ``ssh -v`` and the program behind it print on stderr: its debug lines apart from all else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.debug = Tail()
+        self._begun = b""
+
+    def add(self, chunk: bytes) -> None:
+        *lines, self._begun = (self._begun + chunk).split(b"\n")
+        for line in lines:
+            add = self.debug.add if line.startswith(b"debug1: ") else super().add
+            add(line.rstrip(b"\r") + b"\n")
+        if len(self._begun) > STDERR_KEPT:
+            super().add(self._begun)
+            self._begun = b""
+
+    def __bytes__(self) -> bytes:
+        return super().__bytes__() + self._begun
+
+    def told(self, pattern: str) -> list[str]:
+        """What ``pattern`` finds in the debug lines."""
+        text = bytes(self.debug).decode("utf-8", "surrogateescape")
+        return [escape(found) for found in re.findall(pattern, text, re.MULTILINE)]
 
 
 def open_openssh(address: RemoteAddress, command: str, settings: LinkSettings) -> ChildTransport:
@@ -45,6 +71,7 @@ def open_openssh(address: RemoteAddress, command: str, settings: LinkSettings) -
             name=address.host,
             # With a terminal, ssh asks its questions there, and only the foreground group may read it.
             own_group=settings.ask is None,
+            stderr=SshMessages(),
         )
     except AgentStartError as error:
         raise AgentStartError(
@@ -58,7 +85,8 @@ def open_openssh(address: RemoteAddress, command: str, settings: LinkSettings) -
 def ssh_command(address: RemoteAddress, command: str, settings: LinkSettings) -> list[str]:
     """The whole command line. Ctrl-C is left to DSG: a signal that is ignored stays so over exec."""
     assert address.host is not None
-    options = ["-T", "-x", "-a", "-e", "none", "-o", "ClearAllForwardings=yes", "-o", "RequestTTY=no"]
+    # -v: only its debug lines name the host's key and the keys that were offered.
+    options = ["-v", "-T", "-x", "-a", "-e", "none", "-o", "ClearAllForwardings=yes", "-o", "RequestTTY=no"]
     options += ["-o", f"ConnectTimeout={max(1, round(settings.connect_limit))}"]
     if settings.ask is None:
         options += ["-o", "BatchMode=yes"]
@@ -70,42 +98,43 @@ def ssh_command(address: RemoteAddress, command: str, settings: LinkSettings) ->
 
 
 def explain_ssh(
-    stderr: bytes, status: ExitStatus | None, address: RemoteAddress, again: str
+    messages: SshMessages, status: ExitStatus | None, address: RemoteAddress, again: str
 ) -> DsgError | None:
     """Why ``ssh`` failed; None when it did not, and the matter is the agent's."""
     if status is None or status.code != SSH_FAILED:
         return None
     host = escape(address.host or "")
-    lines = [line.strip() for line in stderr.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+    lines = bytes(messages).decode("utf-8", "surrogateescape").splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
     text = "\n".join(lines)
     last = escape(lines[-1]) if lines else "it printed nothing"
     facts = {"host": address.host, "stderr": [escape(line) for line in lines[-40:]]}
+    shown = " ".join(messages.told(r"Server host key: \S+ (SHA256:\S+)")[-1:]) or "not told"
     if "Could not resolve hostname" in text:
         return unknown_host(address.host or "", last.rpartition(": ")[2])
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "host key has been revoked" in text.lower():
-        print_ = _first(r"(SHA256:\S+?)\.?$", text)
-        where = _first(r"Offending .*key in (\S+)", text)
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "revoked" in text.lower():
+        known = re.search(r"Offending .*key in (.+?):?(\d*)$", text, re.MULTILINE)
+        where = f"; {escape(known.group(1))}, line {known.group(2)}, has another" if known else ""
         return HostKeyChangedError(
-            f"the host key of {host} is not the one that is known: it shows {print_}; "
-            f"the known one is in {where}",
+            f"the host key of {host} is not the one that is known, or was revoked: it shows {shown}{where}",
             hint="somebody may be between you and the server. Ask its administrator; when the key was really "
             "replaced, remove that line, then connect again",
-            facts=facts | {"fingerprint": print_},
+            facts=facts | {"fingerprint": shown},
         )
     if "Host key verification failed" in text or "strict checking" in text:
-        print_ = _first(r"(SHA256:\S+?)\.?$", text)
         return HostKeyUnknownError(
-            f"the host key of {host} is not known yet" + (f": {print_}" if print_ != "?" else ""),
-            hint=f"compare its fingerprint ('ssh-keyscan {host} | ssh-keygen -lf -') with the one that the "
-            f"server's administrator tells you; when they are equal: {again} --accept-new-host-key",
-            facts=facts | {"fingerprint": print_},
+            f"the host key of {host} is not known yet: {shown}",
+            hint="compare this fingerprint with the one that the server's administrator tells you; "
+            f"when they are equal: {again} --accept-new-host-key",
+            facts=facts | {"fingerprint": shown},
         )
     if "Permission denied" in text or "Too many authentication failures" in text:
+        tried = messages.told(r"Offering public key: (.+)$")
         return SignInError(
-            f"{host} does not let you in: {last}",
-            hint="add your public key to ~/.ssh/authorized_keys there, load it with ssh-add, or name it with "
-            f"IdentityFile in ~/.ssh/config; 'ssh -v {host}' shows which keys are tried",
-            facts=facts,
+            f"{host} does not let you in: {last} Tried: {'; '.join(tried) or 'no key, for none was found'}",
+            hint="add the public key to ~/.ssh/authorized_keys there, load the right key with ssh-add, "
+            "or name it with IdentityFile (and the account with User) in ~/.ssh/config",
+            facts=facts | {"tried": tried},
         )
     refused = {
         "Connection refused": ("refused", "refused the connection: nothing listens there"),
@@ -131,8 +160,3 @@ def explain_ssh(
             facts=facts,
         )
     return LinkError(f"ssh could not connect to {host}: {last}", hint=f"try 'ssh {host}'", facts=facts)
-
-
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text, re.MULTILINE)
-    return escape(found.group(1)) if found else "?"

@@ -222,6 +222,7 @@ class _Road:
             sock = await dial(name, number_, family=family, local=(str(bind), 0) if bind else None)
         login = str(config.get("User") or getpass.getuser())
         sign_in = SignIn(config, self.settings, self.ask, host=self.at, name=name, port=number_, login=login)
+        connection = None
         try:
             connection, _ = await asyncssh.create_connection(
                 lambda: sign_in,
@@ -244,9 +245,10 @@ class _Road:
                 **_keepalive(config),
             )
         except (asyncssh.Error, OSError, ValueError, EOFError) as error:
-            if sock is not None:
-                sock.close()
             raise sign_in.explain(error) from None
+        finally:
+            if sock is not None and connection is None:
+                sock.close()
         self.connections.append(connection)
         return connection
 
@@ -287,7 +289,7 @@ def _read_config(host: str, port: int | None, user: str | None) -> SSHClientConf
         config = SSHClientConfig.load(
             None, _config_files(), False, False, False, getpass.getuser(), user or (), host, port or ()
         )
-    except (ConfigParseError, OSError, ValueError) as error:
+    except (ConfigParseError, OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"~/.ssh/config cannot be used: {reason(error)}",
             hint="correct it, or set 'transport: openssh' in DSG's configuration to have ssh itself read it",

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from protocol.codec import Buffer
 
-__all__ = ["ExitStatus", "Receiver", "Tail", "Transport"]
+__all__ = ["STDERR_KEPT", "ExitStatus", "Mailbox", "Receiver", "Tail", "Transport"]
 
 STDERR_KEPT = 64 * 1024
 
