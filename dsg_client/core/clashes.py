@@ -71,7 +71,7 @@ def find_clashes(
     standing: Callable[[], Iterable[Entry]],
     in_scope: Callable[[str], bool] | None,
 ) -> list[Clash]:
-    """The clashes of a merged tree, outermost first.
+    """The clashes of a merged tree, innermost first.
 
     ``added`` in canonical order, and re-iterable; ``standing()`` gives the
     other entries of the merged tree, in canonical order, each time it is
@@ -152,7 +152,7 @@ def _collect(
     standing: Iterable[Entry],
     in_scope: Callable[[str], bool] | None,
 ) -> list[Clash]:
-    found: dict[str, dict[str, _Found]] = {key: {} for key in sorted(keys, key=lambda k: (k.count("/"), k))}
+    found: dict[str, dict[str, _Found]] = {key: {} for key in sorted(keys, key=lambda k: (-k.count("/"), k))}
     for path in added:
         for key, node in _places(path):
             if key in found:
@@ -211,7 +211,7 @@ def settle_clashes(
 
 
 def _rivals(clashes: Sequence[Clash], goes: Collection[str]) -> dict[str, Rival]:
-    """The outermost rival of each added path that is in a clash when those that go are gone."""
+    """The nearest rival of each added path that is in a clash when those that go are gone."""
     rivals: dict[str, Rival] = {}
     for clash in clashes:
         for node, others in _meetings(clash, goes):

@@ -107,7 +107,7 @@ class Conflict:
             why = (
                 "one is a folder of the other's path"
                 if self.kind is ConflictKind.FILE_AND_FOLDER
-                else "the names differ only in case or Unicode form"
+                else f"{_apart(self.path, self.other.path)} differ only in case or Unicode form"
             )
             return f"{escape(self.path)} ({side}) cannot stand beside {escape(self.other.path)}: {why}"
         return f"{escape(self.path)}: {_by('here', self.here)}; {_by('there', self.there)}"
@@ -137,6 +137,13 @@ def _change(before: Entry | None, after: Entry | None) -> SideChange:
     if before.executable != after.executable:
         parts.append("executable")
     return SideChange(What.CHANGED, tuple(parts))
+
+
+def _apart(path: str, other: str) -> str:
+    """The first components in which two paths differ, quoted."""
+    pairs = zip(path.split("/"), other.split("/"), strict=False)
+    mine, theirs = next(((a, b) for a, b in pairs if a != b), (path, other))
+    return f"'{escape(mine)}' and '{escape(theirs)}'"
 
 
 def _by(where: str, change: SideChange) -> str:

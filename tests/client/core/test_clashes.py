@@ -40,6 +40,13 @@ CLASHES = [
         ConflictKind.NAMES_COLLIDE,
         {"Data/1": "data/3", "Data/2": "data/3", "data/3": "Data/1"},
     ),
+    # The nearest rival is named, not just any in a folder of the same name.
+    (
+        ["D/b"],
+        ["d/a", "d/b"],
+        ConflictKind.NAMES_COLLIDE,
+        {"D/b": "d/b", "d/a": "D/b", "d/b": "D/b"},
+    ),
     # In canonical order a-b stands between a and a/b for plain strings, and not for paths.
     (["a", "a-b"], ["a/b"], ConflictKind.FILE_AND_FOLDER, {"a": "a/b", "a/b": "a"}),
 ]
@@ -157,11 +164,47 @@ def test_what_is_out_of_scope_is_never_removed(name: str, prefer: Take | None) -
 def test_an_unchanged_neighbour_in_an_untouched_folder_is_found() -> None:
     """R brings a name beside one that all sides have: only a broken client commits that, and it is seen."""
     old = [file(f"d/{n}/{m}", "x") for n in range(5) for m in ("p", "q", "r")]
-    for name in ("d/3/Q", "D/9", "d/2/q/deep", "d/4"):
+    for name in ("d/3/P", "d/3/Q", "d/3/R", "D/9", "d/2/q/deep", "d/4"):
         remote = [*old, file(name, "new", **BOB)]
         plan = plan_of(old, old, remote)
         assert actions(plan) == {name: "conflict"}, name
     assert actions(plan_of(old, old, [*old, file("d/3/s", "new")])) == {"d/3/s": "download"}
+
+
+def test_a_clash_inside_r_goes_by_what_the_preferred_side_has() -> None:
+    """Two of R's own names clash. L has one of them, or neither: then no preference can tell which goes."""
+    a, b = file("a", "x", **BOB), file("A", "new", **BOB)
+    assert actions(plan_of([a], [a], [a, b], prefer=Take.LOCAL)) == {"A": "delete remote"}
+    assert actions(plan_of([a], [a], [a, b], prefer=Take.REMOTE)) == {"A": "conflict"}
+    for prefer in (None, Take.LOCAL, Take.REMOTE):
+        assert actions(plan_of([], [], [a, b], prefer=prefer)) == {"a": "conflict", "A": "conflict"}
+        plan = plan_of([], [], [a, b], prefer=prefer, in_scope=lambda path: path == "a")
+        assert actions(plan) == {"a": "conflict"}
+    asked = {c.path: c for c in plan_of([], [], [a, b]).conflicts}
+    plan = plan_of([], [], [a, b], choices={"A": asked["A"].choose(Take.LOCAL)})
+    assert actions(plan) == {"a": "download", "A": "delete remote"}
+
+
+def test_a_choice_goes_before_the_preference() -> None:
+    local, remote = [file("a", "1"), file("b", "1")], [file("a", "2", **BOB), file("b", "2", **BOB)]
+    choices = {"a": plan_of(local, [], remote).conflicts[0].choose(Take.REMOTE)}
+    plan = plan_of(local, [], remote, choices=choices, prefer=Take.LOCAL)
+    assert actions(plan) == {"a": "download", "b": "upload"}
+    assert [(r.conflict.path, r.take, r.chosen) for r in plan.resolutions] == [
+        ("a", Take.REMOTE, True),
+        ("b", Take.LOCAL, False),
+    ]
+
+
+def test_a_choice_lapses_when_any_of_the_three_versions_changes() -> None:
+    a, b, c, new = file("p", "1"), file("p", "0"), file("p", "2", **BOB), file("p", "9")
+    (conflict,) = plan_of([a], [b], [c]).conflicts
+    choices = {"p": conflict.choose(Take.LOCAL)}
+    assert actions(plan_of([a], [b], [c], choices=choices)) == {"p": "upload"}
+    for versions in ((new, b, c), (a, new, c), (a, b, new), (None, b, c), (a, None, c), (a, b, None)):
+        plan = plan_of(*([e] if e else [] for e in versions), choices=choices)
+        assert actions(plan) == {"p": "conflict"}, versions
+        assert plan.lapsed == ("p",)
 
 
 def test_one_shot_remote_is_refused() -> None:
@@ -173,9 +216,11 @@ def test_explanations_name_both_sides_and_escape_what_they_show() -> None:
     evil = "a\u202ecsv"
     local, remote = [file("d/x", "mine")], [file("D/x", "theirs", **BOB)]
     mine, theirs = sorted(plan_of(local, [], remote).conflicts, key=lambda c: c.path, reverse=True)
-    why = "the names differ only in case or Unicode form"
-    assert mine.explain() == f"d/x (here) cannot stand beside D/x: {why}"
-    assert theirs.explain() == f"D/x (added there by bob in s2) cannot stand beside d/x: {why}"
+    why = "differ only in case or Unicode form"
+    assert mine.explain() == f"d/x (here) cannot stand beside D/x: 'd' and 'D' {why}"
+    assert theirs.explain() == f"D/x (added there by bob in s2) cannot stand beside d/x: 'D' and 'd' {why}"
+    (folder, _) = plan_of([file("a", "mine")], [], [file("a/b", "theirs", **BOB)]).conflicts
+    assert folder.explain() == "a (here) cannot stand beside a/b: one is a folder of the other's path"
     cases = [
         (
             file("p", "1"),

@@ -111,6 +111,7 @@ def test_kept_is_only_what_no_snapshot_holds() -> None:
         (file("a", "old", executable=True), old, theirs, False),  # C has the content
         (file("a", "theirs", executable=True), old, theirs, False),  # R has it
         (link("a", "old"), old, theirs, True),
+        (link("a", "a" * 32), old._replace(content=b"a" * 32), theirs, True),  # a target, not that digest
     ]
     for local, cache, remote, kept in cases:
         a, b, c = ([e] if e else [] for e in (local, cache, remote))
