@@ -303,7 +303,7 @@ class Repository:
 
 
 def read_repository(folder: Path) -> Repository:
-    """R in the folder ``folder`` of the server; AssertionError when its files are not what the document says."""
+    """R in the server's ``folder``; AssertionError when its files are not what the document says."""
     area = folder / AREA
     marker: dict[str, Any] = json.loads((area / "format").read_bytes())
     assert (marker["format"], marker["kind"], marker["backend"]) == (1, "repository", "directory")

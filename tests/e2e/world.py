@@ -1,4 +1,4 @@
-"""A world for end-to-end tests: a server behind a real sshd, people with machines of their own, one repository.
+"""A world for end-to-end tests: a real sshd, people with machines of their own, one repository.
 
     world = World(people, folder)          # the fixture ``world`` makes one
     ann = world.init("ann")                # `dsg init data-host:/…`, in ann's own folder
@@ -14,16 +14,14 @@ HOME, keys, ``~/.ssh/config`` and name. L, C and R are read by
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from tests.e2e.oracle import Cache, File, Repository, Tree, Version, read_cache, read_repository, read_tree
 from tests.hosts.sshd import REPOSITORY, SshClient, SshHost
