@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
 from attrs import frozen
@@ -35,7 +36,8 @@ class Options:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(0, f"dsg-remote-agent {VERSION}\n")
+        sys.stdout.write(f"dsg-remote-agent {VERSION}\n")
+        parser.exit(0)
 
 
 def read_options(argv: Sequence[str] | None) -> Options:
