@@ -13,6 +13,7 @@ from attrs import frozen
 
 from dsg_client.local.ignore import IgnoreRules
 from dsg_client.local.never import is_never_synced
+from dsg_client.local.scope import DEFAULT_DATA_DIRS
 from protocol.errors import ConfigError
 from protocol.paths import escape, path_problem
 
@@ -182,7 +183,7 @@ KEYS: dict[str, Key] = dict(
     [
         _key("name", _one_line(200), "", Place.TREE | Place.OPTION),
         _key("repository", _one_line(5000), "", _NOT_USER),
-        _key("data_dirs", _data_dirs, ("input", "output", "frozen"), _NOT_USER, lambda t: t.split(",")),
+        _key("data_dirs", _data_dirs, DEFAULT_DATA_DIRS, _NOT_USER, lambda t: t.split(",")),
         _key("ignore", _ignore, (), _NOT_USER, str.splitlines),
         _key("portable_names", _yes_or_no, False, from_text=_yes_or_no_text),
         _key("transport", _transport, "asyncssh", starts_programs=True),
