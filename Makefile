@@ -26,7 +26,7 @@ check: venv ## Format, lint, types, import contracts and the fast tests (under 2
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run 'make format'."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --strict --no-error-summary
-	@$(BIN)/lint-imports --no-timings > $(VENV)/contracts.log 2>&1 || { cat $(VENV)/contracts.log; exit 1; }
+	@$(BIN)/lint-imports > $(VENV)/contracts.log 2>&1 || { cat $(VENV)/contracts.log; exit 1; }
 	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
 
 bench: packages venv ## dsg beside rsync over one sshd: times, bytes on the wire, peak memory
