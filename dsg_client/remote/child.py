@@ -68,9 +68,11 @@ class ChildTransport:
         name: str = "this machine",
         own_group: bool = True,
         stderr: Tail | None = None,
+        ending_limit: float = ENDING_LIMIT,
     ) -> None:
         """Start ``command``; AgentStartError when it cannot be started."""
         self.name = name
+        self._ending_limit = ending_limit
         self.stderr = stderr or Tail()
         self._mailbox = Mailbox()
         self._loop = asyncio.get_running_loop()
@@ -225,7 +227,7 @@ class ChildTransport:
         return None if code is None else ExitStatus.of(code)
 
     async def close(self, *, undoing: bool = False) -> None:
-        limit = UNDOING_LIMIT if undoing else ENDING_LIMIT
+        limit = UNDOING_LIMIT if undoing else self._ending_limit
         self._closing = True
         if not self._queue:
             self._close_stdin()

@@ -29,6 +29,8 @@ from protocol.paths import escape
 
 __all__ = ["SshMessages", "explain_ssh", "open_openssh"]
 
+# Time for ssh to pass the goodbye on. Then it is killed: the agent sees the end of its input either way.
+ENDING_LIMIT = 0.02
 SSH_FAILED = 255  # ssh's own failures; everything else is the remote command's
 
 
@@ -72,6 +74,7 @@ def open_openssh(address: RemoteAddress, command: str, settings: LinkSettings) -
             # With a terminal, ssh asks its questions there, and only the foreground group may read it.
             own_group=settings.ask is None,
             stderr=SshMessages(),
+            ending_limit=ENDING_LIMIT,
         )
     except AgentStartError as error:
         raise AgentStartError(

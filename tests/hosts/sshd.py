@@ -198,6 +198,7 @@ class SshHost:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the server insists on it as root
         lines = [
+            *self.options,
             f"Port {self.port}",
             "ListenAddress 127.0.0.1",
             f"HostKey {self.folder / 'host_key'}",
@@ -211,7 +212,6 @@ class SshHost:
             "AllowTcpForwarding yes",
             "MaxStartups 200:30:400",
             "LogLevel VERBOSE",
-            *self.options,
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         program = find_program("sshd")
@@ -356,8 +356,8 @@ def ssh_host(
     """A real sshd in a folder of its own under /tmp, gone at the end with all it started.
 
     ``shell`` runs the commands as a login shell would, ``profile`` is the text
-    of its start-up file, ``options`` are lines for sshd_config (they stand
-    before none of the others: the first value of a keyword holds in sshd).
+    of its start-up file, ``options`` are lines for sshd_config, before all
+    others: the first value of a keyword holds.
     """
     # Not pytest's folder: other accounts must be able to get at it.
     folder = Path(tempfile.mkdtemp(prefix="dsg-sshd-", dir="/tmp"))
