@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dsg_remote_agent.storage.outside import version_of
-from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of, settled_before
 from protocol.errors import LocalProtocolError, OutsideChangeError, PathsRefusedError
 from protocol.manifest import FILE, LINK, Entry, Manifest
 from protocol.paths import check_link_target, escape, sort_key
@@ -28,6 +28,11 @@ class Adopted:
         """The adopted changes in canonical order."""
         for path in sorted(self._changes, key=sort_key):
             yield path, self._changes[path]
+
+    def settled_rows(self, looked_ns: int) -> dict[str, IndexRow]:
+        """The rows for the stat index; unknown for what was still being changed when the transaction began."""
+        limit = settled_before(self._tree, looked_ns)
+        return {path: row if row.ctime_ns < limit else UNKNOWN for path, row in self.rows.items()}
 
     def take(
         self, manifest: Manifest, index: StatIndex, paths: Iterable[str], who: str

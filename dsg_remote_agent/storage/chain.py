@@ -105,7 +105,14 @@ class Chain:
         return IntegrityError(f"{self.shown}/{path} {what}", hint=hint, facts={"path": path})
 
     def _head_of(self, raw: bytes, digest: str | None, *, unapplied: bool) -> Head:
-        record = SnapshotRecord.from_bytes(raw, digest)
+        try:
+            record = SnapshotRecord.from_bytes(raw, digest)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"the newest snapshot of {self.shown}: {error.message}",
+                hint=f"{RECORDS} and {HEAD}: {_RESTORE}",
+                facts={"path": RECORDS},
+            ) from None
         if record.repo_id != self.marker.repo_id:
             raise WrongRepositoryError(
                 f"the newest record of {self.shown} belongs to the repository {record.repo_id}, "

@@ -14,7 +14,7 @@ from dsg_remote_agent.storage.layout import BACKEND, SETTINGS, read_marker
 from dsg_remote_agent.storage.outside import describe, examine
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.repair import rebuild_head
-from dsg_remote_agent.storage.statindex import StatIndex
+from dsg_remote_agent.storage.statindex import StatIndex, file_clock
 from protocol.errors import HeadMovedError, IntegrityError, LockedError, OutsideChangeError
 from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
@@ -106,13 +106,14 @@ class DirectoryRepository:
             manifest = place.manifest(head, head.seq)
             index = StatIndex.load(place.tree, head.digest, len(manifest))
             notice("examining")
+            looked = file_clock(place.tree)
             seen = examine(place.tree, manifest, index, note=notice)
             if seen.hashed:
-                seen.index.save(place.tree, head.digest)
+                seen.index.settled(place.tree, looked).save(place.tree, head.digest)
             if (seen.outside.modified or seen.outside.deleted) and not adopt:
                 raise _outside_error(place, seen.outside)
             transaction = DirectoryTransaction(
-                place, held, head, manifest, seen.index, seen.outside, notes, notice
+                place, held, head, manifest, seen.index, looked, seen.outside, notes, notice
             )
             place.failpoints.reach(Step.REMOTE_BEGUN)
         except BaseException:

@@ -67,6 +67,7 @@ class DirectoryTransaction:
         base: Head,
         manifest: Manifest,
         index: StatIndex,
+        looked: int,
         outside: OutsideChanges,
         notes: list[str],
         notice: Notice,
@@ -80,6 +81,7 @@ class DirectoryTransaction:
         self._base = base
         self._manifest = manifest
         self._index = index
+        self._looked = looked  # the file system's time before the index was looked at
         self._notice = notice
         self._rows = ChangeRows()
         self._adopted = Adopted(place.tree, manifest.algorithm, base.seq + 1)
@@ -299,7 +301,9 @@ class DirectoryTransaction:
         try:
             place.failpoints.reach(Moment.REMOTE_DECIDED)
             self._notice("applying")
-            notes = carry_out(place, journal, (self._manifest, self._index), self._adopted.rows)
+            index = self._index.settled(tree, self._looked)
+            adopted = self._adopted.settled_rows(self._looked)
+            notes = carry_out(place, journal, (self._manifest, index), adopted)
         except Exception as error:  # noqa: BLE001  it is committed, whatever else went wrong
             notes.append(
                 f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "

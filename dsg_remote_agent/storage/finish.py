@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping
 
 from dsg_remote_agent.storage.layout import MANIFESTS, manifest_path, record_path
 from dsg_remote_agent.storage.place import Place, staged_manifest
-from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, let_clock_pass, row_of
+from dsg_remote_agent.storage.statindex import (
+    UNKNOWN,
+    IndexRow,
+    StatIndex,
+    file_clock,
+    let_clock_pass,
+    row_of,
+)
 from protocol.errors import IntegrityError
 from protocol.manifest import Entry, Manifest
 from protocol.paths import escape, sort_key
@@ -76,7 +83,7 @@ def carry_out(
 ) -> list[str]:
     """Apply a decided journal, publish its snapshot, remove the journal; notes on what was found in the way.
 
-    ``known``: the base's manifest and its index, when they are at hand;
+    ``known``: the base's manifest and its settled index, when they are at hand;
     ``adopted``: rows of paths that were taken in as they are. OSError leaves
     the journal in place: the next holder of the lock goes on.
     """
@@ -119,10 +126,11 @@ def _write_index(
         if known is None:
             return
         let_clock_pass(place.tree)
+        looked = file_clock(place.tree)
         fresh = StatIndex()
         for row in _rows(place, journal, known, place.published(record), adopted):
             fresh.append(row)
-        fresh.save(place.tree, record.digest)
+        fresh.settled(place.tree, looked).save(place.tree, record.digest)
     except (IntegrityError, FileNotFoundError):
         return
 

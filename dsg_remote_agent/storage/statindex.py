@@ -19,7 +19,7 @@ import msgpack
 from dsg_remote_agent.storage.layout import FORMAT, INDEX, TMP
 from protocol.tree.fs import Kind, Stat, TreeFS
 
-__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "let_clock_pass", "row_of"]
+__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "file_clock", "let_clock_pass", "row_of", "settled_before"]
 
 _MAGIC = b"DSGX1\n"
 _ROW = struct.Struct("<qqQQ")
@@ -41,16 +41,36 @@ class IndexRow(NamedTuple):
 UNKNOWN = IndexRow(0, 0, 0, 0)
 
 
-def grain_of(tree: TreeFS) -> int:
-    """The time in ns within which two changes of a file may bear the same time: two ticks of its clock."""
-    return 2 * tree.capabilities.time_grain_ns
+def file_clock(tree: TreeFS) -> int:
+    """What the file system takes for now, in ns: the time of a file made for it. Needs the lock."""
+    tree.make_folders(TMP)
+    path = f"{TMP}/clock"
+    _remove(tree, path)
+    out = tree.create(path)
+    try:
+        return out.finish(executable=False, mtime_ns=None).mtime_ns
+    finally:
+        out.close()
+        _remove(tree, path)
+
+
+def settled_before(tree: TreeFS, looked_ns: int) -> int:
+    """The change time before which a look at ``looked_ns`` tells a later edit from what it saw."""
+    return looked_ns - tree.capabilities.time_grain_ns
 
 
 def let_clock_pass(tree: TreeFS) -> None:
-    """Wait until a stat taken now can be told from one of a file that is changed later, if that is soon."""
-    grain = grain_of(tree)
-    if grain <= _WAIT_NS:
-        time.sleep((grain + 1_000_000) / 1e9)
+    """Wait until later changes bear another time than those made so far, if that is soon."""
+    tick = tree.capabilities.time_grain_ns
+    if tick <= _WAIT_NS:
+        time.sleep((2 * tick + 1_000_000) / 1e9)
+
+
+def _remove(tree: TreeFS, path: str) -> None:
+    try:
+        tree.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def row_of(stat: Stat) -> IndexRow:
@@ -79,35 +99,38 @@ class StatIndex:
         """Add the row of the next entry."""
         self._rows += _ROW.pack(*row)
 
-    def save(self, tree: TreeFS, record: str) -> None:
-        """Write the index of the snapshot with this record digest; needs the lock.
+    def settled(self, tree: TreeFS, looked_ns: int) -> StatIndex:
+        """The rows, unknown where the path was changed in the tick of the clock in which it was looked at.
 
-        A row whose change time is within the clock's grain of now is written
-        as unknown: an edit in the same tick could not be told from it. "Now"
-        is the file system's own, from a file made for it. A failure leaves the
-        old index, which names another snapshot and is then not used.
+        ``looked_ns``: :func:`file_clock` before the first look. Another edit
+        in the same tick could not be told from what was seen.
+        """
+        safe_before = settled_before(tree, looked_ns)
+        rows = bytearray(self._rows)
+        for at, row in enumerate(_ROW.iter_unpack(self._rows)):
+            if row[1] >= safe_before:
+                rows[at * _ROW.size : (at + 1) * _ROW.size] = bytes(_ROW.size)
+        return StatIndex(rows)
+
+    def save(self, tree: TreeFS, record: str) -> None:
+        """Write the index, settled, of the snapshot with this record digest; needs the lock.
+
+        A failure leaves the old index, which names another snapshot and is
+        then not used.
         """
         tree.make_folders(TMP)
         beside = f"{TMP}/index"
-        try:
-            tree.unlink(beside)
-        except FileNotFoundError:
-            pass
+        _remove(tree, beside)
+        header = msgpack.packb(
+            {"format": FORMAT, "record": record, "count": len(self), "root": tree.stat("").inode}
+        )
+        head = _MAGIC + _CRC.pack(len(header)) + header
+        rows = bytes(self._rows)
         out = tree.create(beside)
         try:
-            safe_before = tree.stat(beside).mtime_ns - grain_of(tree)
-            settled = bytearray(self._rows)
-            blank = bytes(_ROW.size)
-            for at, row in enumerate(_ROW.iter_unpack(self._rows)):
-                if row[1] >= safe_before:
-                    settled[at * _ROW.size : (at + 1) * _ROW.size] = blank
-            header = msgpack.packb(
-                {"format": FORMAT, "record": record, "count": len(self), "root": tree.stat("").inode}
-            )
-            head = _MAGIC + _CRC.pack(len(header)) + header
             out.write(head)
-            out.write(bytes(settled))
-            out.write(_CRC.pack(zlib.crc32(settled, zlib.crc32(head))))
+            out.write(rows)
+            out.write(_CRC.pack(zlib.crc32(rows, zlib.crc32(head))))
             out.finish(executable=False, mtime_ns=None)
         finally:
             out.close()

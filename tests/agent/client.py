@@ -86,6 +86,7 @@ class Client:
         environment: dict[str, str] | None = None,
         features: Iterable[str] = ("zstd",),
         process: subprocess.Popen[bytes] | None = None,
+        python: str = sys.executable,
         **popen: Any,
     ) -> None:
         env = {
@@ -97,7 +98,7 @@ class Client:
         if failpoints:
             env["DSG_FAILPOINTS"] = failpoints
         self.process = process or subprocess.Popen(
-            [sys.executable, "-m", "dsg_remote_agent", *options],
+            [python, "-m", "dsg_remote_agent", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=popen.pop("stderr", None),

@@ -1,0 +1,83 @@
+"""The stat index: a cache that is believed only when it is whole, fits, and was written late enough."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dsg_remote_agent.storage.layout import INDEX
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, file_clock, let_clock_pass
+from protocol.digest import tagged
+from tests.agent.storage.ground import Ground
+
+RECORD = tagged("sha256", b"one")
+
+
+def saved(ground: Ground, rows: list[IndexRow]) -> None:
+    index = StatIndex()
+    for row in rows:
+        index.append(row)
+    tree = ground.tree()
+    index.settled(tree, file_clock(tree)).save(tree, RECORD)
+
+
+def test_there_and_back(ground: Ground) -> None:
+    rows = [IndexRow(n - 5, n + 1, 2**63 + n, n * 10**12) for n in range(100)]
+    saved(ground, rows)
+    found = StatIndex.load(ground.tree(), RECORD, 100)
+    assert list(found) == rows
+    assert found[7] == rows[7]
+
+
+@pytest.mark.parametrize("what", ["missing", "another record", "another count", "empty", "folder moved in"])
+def test_not_believed(ground: Ground, tmp_path: Path, what: str) -> None:
+    saved(ground, [IndexRow(1, 1, 1, 1)] * 3)
+    path = ground.folder / INDEX
+    record, count = RECORD, 3
+    if what == "missing":
+        path.unlink()
+    elif what == "another record":
+        record = tagged("sha256", b"two")
+    elif what == "another count":
+        count = 4
+    elif what == "empty":
+        path.write_bytes(b"")
+    else:
+        other = Ground(tmp_path / "copy")
+        other.init()
+        (other.folder / INDEX).write_bytes(path.read_bytes())
+        ground = other
+    assert list(StatIndex.load(ground.tree(), record, count)) == [UNKNOWN] * count
+
+
+def test_every_damaged_byte_is_noticed(ground: Ground) -> None:
+    saved(ground, [IndexRow(1, 2, 3, 4)] * 2)
+    path = ground.folder / INDEX
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x40]) + good[at + 1 :])
+        assert list(StatIndex.load(ground.tree(), RECORD, 2)) == [UNKNOWN] * 2, at
+    for length in range(len(good)):
+        path.write_bytes(good[:length])
+        assert list(StatIndex.load(ground.tree(), RECORD, 2)) == [UNKNOWN] * 2, length
+
+
+def test_a_row_as_young_as_the_index_is_unknown(ground: Ground) -> None:
+    """An edit in the same tick of the clock could not be told from what was seen."""
+    now = time.time_ns()
+    saved(ground, [IndexRow(now, now, 1, 1), IndexRow(now, now - 10**9, 1, 1)])
+    first, second = StatIndex.load(ground.tree(), RECORD, 2)
+    assert first == UNKNOWN
+    assert second != UNKNOWN
+
+
+def test_after_the_clock_has_passed_rows_are_kept(ground: Ground) -> None:
+    path = ground.folder / "f"
+    path.write_bytes(b"x")
+    let_clock_pass(ground.tree())
+    found = os.stat(path)
+    saved(ground, [IndexRow(found.st_mtime_ns, found.st_ctime_ns, found.st_ino, 1)])
+    assert list(StatIndex.load(ground.tree(), RECORD, 1)) != [UNKNOWN]
