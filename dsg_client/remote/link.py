@@ -9,6 +9,7 @@ in and starting the agent then overlap with the scan.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["open_link"]
 
 
-async def open_link(address: RemoteAddress, settings: LinkSettings) -> RemoteAgent:
+async def open_link(
+    address: RemoteAddress, settings: LinkSettings, starting: Callable[[], None] = lambda: None
+) -> RemoteAgent:
     """Connect to the machine of ``address`` and start an agent there.
 
+    ``starting`` is called when the agent has been asked for and is awaited:
+    the time for work that would have delayed the connection.
     Raises a LinkError that tells what failed (see :mod:`protocol.errors`),
     VersionError for an agent of another protocol, ConfigError for an
     ``~/.ssh/config`` that cannot be read. Nothing is left behind then.
@@ -36,27 +41,27 @@ async def open_link(address: RemoteAddress, settings: LinkSettings) -> RemoteAge
     transport: Transport
     if address.host is None:
         transport = ChildTransport(agent_command(settings.agent_options))
-        started = await _started(transport, "", settings.start_limit)
+        started = await _started(transport, "", settings.start_limit, starting)
     elif settings.transport == "openssh":
         from dsg_client.remote.openssh import open_openssh
         from dsg_client.remote.start import remote_command
 
         transport = open_openssh(address, remote_command(settings.agent_command), settings)
-        started = await _start_by_ssh(transport, address, settings)
+        started = await _start_by_ssh(transport, address, settings, starting)
     elif settings.transport == "asyncssh":
         from dsg_client.remote.start import remote_command
 
         transport = await _import_ssh().open_ssh(address, remote_command(settings.agent_command), settings)
-        started = await _started(transport, settings.agent_command, settings.start_limit)
+        started = await _started(transport, settings.agent_command, settings.start_limit, starting)
     else:
         raise UsageError(
             f"there is no transport {settings.transport!r}", hint="write 'asyncssh' or 'openssh'"
         )
-    from dsg_client import VERSION
     from dsg_client.remote.calls import RemoteAgent
     from dsg_client.remote.session import AgentSession
     from protocol.compress import have_zstd
     from protocol.connection import Connection
+    from protocol.version import VERSION
 
     connection = Connection.client(started.preamble, VERSION, {"zstd"} if have_zstd() else ())
     session = AgentSession(transport, connection)
@@ -87,7 +92,10 @@ def _import_ssh() -> ModuleType:
     return ssh
 
 
-async def _started(transport: Transport, tried: str, limit: float) -> StartedAgent:
+async def _started(
+    transport: Transport, tried: str, limit: float, starting: Callable[[], None]
+) -> StartedAgent:
+    starting()
     import dsg_client.remote.calls  # noqa: F401 - now, while the agent starts
     from dsg_client.remote.start import start_agent
 
@@ -95,13 +103,16 @@ async def _started(transport: Transport, tried: str, limit: float) -> StartedAge
 
 
 async def _start_by_ssh(
-    transport: ChildTransport, address: RemoteAddress, settings: LinkSettings
+    transport: ChildTransport,
+    address: RemoteAddress,
+    settings: LinkSettings,
+    starting: Callable[[], None],
 ) -> StartedAgent:
     # One program connects, asks and runs the agent: what it cannot do in time may have been either.
     limit = settings.start_limit + settings.connect_limit
     try:
         return await _started(
-            transport, settings.agent_command, limit if settings.ask is None else 10 * limit
+            transport, settings.agent_command, limit if settings.ask is None else 10 * limit, starting
         )
     except AgentStartError:
         from dsg_client.remote.openssh import SshMessages, explain_ssh

@@ -153,8 +153,9 @@ def explain_ssh(
                 facts=facts | {"reason": why},
             )
     if "Bad configuration option" in text or "no argument after keyword" in text or "terminating," in text:
+        named = next((escape(line) for line in lines if re.search(r" line \d+: ", line)), last)
         return ConfigError(
-            f"ssh cannot use its configuration: {last}", hint="correct ~/.ssh/config", facts=facts
+            f"ssh cannot use its configuration: {named}", hint="correct ~/.ssh/config", facts=facts
         )
     if re.search(r"Connection (closed|reset)|kex_exchange_identification|Broken pipe", text):
         return LinkLostError(

@@ -160,8 +160,9 @@ def _silent(transport: Transport, seen: bytes, tried: str, limit: float) -> Agen
     told = "".join(f"\n    {line}" for line in lines[-_SHOWN_LINES:])
     return AgentStartError(
         f"{what} on {transport.name} did not speak within {limit:.0f} s{came}{told}",
-        hint="a start-up file of the login shell there may be waiting for input, or the server is very slow: "
-        f"try 'ssh HOST {escape(tried) if tried else 'dsg-remote-agent --version'}'",
+        hint="a start-up file of the login shell there may be waiting for input, the account may be for file "
+        "transfer (sftp) only, or the server is very slow: try "
+        f"'ssh HOST {escape(tried) if tried else 'dsg-remote-agent --version'}'",
         facts={"host": transport.name, "tried": tried, "output": _show(seen), "stderr": lines[-40:]},
     )
 
