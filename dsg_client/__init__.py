@@ -1,7 +1,1 @@
-"""The command ``dsg``: what runs on the machine of the user."""
-
-from __future__ import annotations
-
-# The same as in pyproject.toml (a test holds them together); reading the metadata of an installed
-# distribution takes 20 ms.
-VERSION = "0.1.0"
+"""The client of DSG: the ``dsg`` command and what it stands on."""

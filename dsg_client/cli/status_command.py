@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import click
 
 from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
@@ -27,10 +30,17 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
       dsg status --verify        read every byte: finds silent damage
     """
     from dsg_client.sync.site import open_site
-    from dsg_client.sync.status import status
 
     site = open_site(accept_new_host_key=accept_new_host_key)
-    found = run(status(site, offline=offline, verify=verify, emit=output.on_event))
+
+    async def main() -> Any:
+        async with nullcontext() if offline else site.connecting():
+            # Imported while the server starts its agent.
+            from dsg_client.sync.status import status
+
+            return await status(site, offline=offline, verify=verify, emit=output.on_event)
+
+    found = run(main())
     output.finish_progress()
     waiting = bool(found.changes or found.conflicts)
     code = (3 if found.conflicts else CHANGES_WAIT) if check and waiting else 0

@@ -45,19 +45,26 @@ def command(
                                         (yours are kept in .dsg/replaced)
       dsg sync --quiet --retries 5      from a script
     """
-    from dsg_client.sync.run import SyncOptions, sync
     from dsg_client.sync.site import open_site
 
     site = open_site(accept_new_host_key=accept_new_host_key)
-    options = SyncOptions(
-        dry_run=dry_run,
-        message=message,
-        retries=retries,
-        prefer=prefer,
-        allow_mass_delete=allow_mass_delete,
-        normalize=normalize,
-    )
-    result = run(sync(site, options, output.on_event))
+
+    async def main() -> Any:
+        async with site.connecting():
+            # Imported while the server starts its agent.
+            from dsg_client.sync.run import SyncOptions, sync
+
+            options = SyncOptions(
+                dry_run=dry_run,
+                message=message,
+                retries=retries,
+                prefer=prefer,
+                allow_mass_delete=allow_mass_delete,
+                normalize=normalize,
+            )
+            return await sync(site, options, output.on_event)
+
+    result = run(main())
     output.finish_progress()
     output.result(result.fields())
     if result.state == "done":

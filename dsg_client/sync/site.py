@@ -1,31 +1,37 @@
-"""A working folder opened for a command: configuration, identity, tree, and the way to its server."""
+"""A working folder opened for a command: configuration, identity, tree, and the way to its server.
+
+Cheap to import: what a scan or a plan needs is imported by the methods that
+need it, while the server starts its agent (:meth:`Site.connecting`).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dsg_client.local.cache import Cache, load_cache
 from dsg_client.local.config import Config, load_config
-from dsg_client.local.identity import Identity, find_identity
-from dsg_client.local.index import Binding, FileClock, IndexChanges, read_index, save_index
-from dsg_client.local.machine import filesystem_id
-from dsg_client.local.scan import Scan
-from dsg_client.local.scope import Scope
 from dsg_client.local.workdir import Workdir, find_root, open_workdir, refuse_overlap
 from dsg_client.remote.address import RemoteAddress, parse_address
 from dsg_client.remote.ask import terminal_ask
-from dsg_client.remote.calls import RemoteAgent, RemoteRepo
 from dsg_client.remote.link import open_link
 from dsg_client.remote.settings import LinkSettings
 from dsg_client.sync.events import Emit, ignore
 from protocol.failpoints import parse_failpoints
 from protocol.transaction import Failpoints
 from protocol.tree.fs import TreeFS
+
+if TYPE_CHECKING:
+    from dsg_client.local.cache import Cache
+    from dsg_client.local.identity import Identity
+    from dsg_client.local.index import Binding, FileClock, IndexChanges
+    from dsg_client.local.scan import Scan
+    from dsg_client.local.scope import Scope
+    from dsg_client.remote.calls import RemoteAgent, RemoteRepo
 
 __all__ = ["Link", "Site", "describe_config", "open_site"]
 
@@ -37,10 +43,11 @@ class Link:
         self.address = address
         self.config = config
         self.accept_new_host_key = accept_new_host_key
+        #: Set once an agent has been asked for: nothing is to be done here until it answers.
+        self.starting = asyncio.Event()
 
-    @asynccontextmanager
-    async def agent(self) -> AsyncIterator[RemoteAgent]:
-        """Start an agent there; it is gone when the context is left."""
+    async def open(self) -> RemoteAgent:
+        """Start an agent there. Close it."""
         settings = LinkSettings(
             transport=self.config.transport,
             agent_command=self.config.agent_command,
@@ -49,8 +56,15 @@ class Link:
             connect_limit=self.config.connect_timeout,
             again="the same command",
         )
-        agent = await open_link(self.address, settings)
-        async with agent:
+        try:
+            return await open_link(self.address, settings, self.starting.set)
+        finally:
+            self.starting.set()
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[RemoteAgent]:
+        """Start an agent there; it is gone when the context is left."""
+        async with await self.open() as agent:
             yield agent
 
     @asynccontextmanager
@@ -77,6 +91,7 @@ class Site:
         self.accept_new_host_key = accept_new_host_key
         self.emit = emit
         self.failpoints = failpoints or parse_failpoints(os.environ.get("DSG_FAILPOINTS", ""))
+        self._early: asyncio.Task[RemoteAgent] | None = None
 
     @property
     def root(self) -> Path:
@@ -104,6 +119,8 @@ class Site:
     @cached_property
     def identity(self) -> Identity:
         """Who is syncing."""
+        from dsg_client.local.identity import find_identity
+
         return find_identity(self.config, self.root)
 
     @property
@@ -119,30 +136,72 @@ class Site:
     @cached_property
     def clock(self) -> FileClock | None:
         """The folder's file clock; measuring it writes a file below .dsg/tmp and removes it."""
+        from dsg_client.local.index import FileClock
+
         return FileClock.measure(self.tree)
+
+    # The way to the server.
 
     def link(self) -> Link:
         """The way to the server."""
         return Link(self.address, self.config, accept_new_host_key=self.accept_new_host_key)
 
     @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        """Begin to connect, and go on when the server starts its agent; the next ``connect`` takes it up.
+
+        An error of the connection is raised by ``connect``. A connection that
+        nobody took up is closed when the context is left.
+        """
+        link = self.link()
+        self._early = early = asyncio.ensure_future(link.open())
+        # Even a cancelled wait must not leave the connection to itself.
+        try:
+            await link.starting.wait()
+            yield
+        finally:
+            if self._early is not None:
+                self._early = None
+                early.cancel()
+                await asyncio.wait([early])
+                if not early.cancelled() and early.exception() is None:
+                    await early.result().close()
+
+    @asynccontextmanager
     async def connect(self) -> AsyncIterator[RemoteRepo]:
-        """The repository, on a new connection."""
-        async with self.link().repository() as repo:
-            yield repo
+        """The repository, on a new connection or the one begun."""
+        early, self._early = self._early, None
+        try:
+            agent = await (early if early is not None else self.link().open())
+        except asyncio.CancelledError:
+            if early is not None:
+                await asyncio.wait([early])
+            raise
+        async with agent:
+            yield await agent.open_repo(self.address.path)
+
+    # L and C.
 
     def cache(self) -> Cache:
         """C; an error when it is missing or damaged, never empty."""
+        from dsg_client.local.cache import load_cache
+
         return load_cache(self.tree)
 
     def binding(self, algorithm: str) -> Binding:
         """What the stat index is bound to."""
+        from dsg_client.local.index import Binding
+        from dsg_client.local.machine import filesystem_id
+
         return Binding(
             self.workdir.machine, filesystem_id(self.root), self.workdir.device_inode[1], algorithm
         )
 
     def scan(self, algorithm: str, *, verify: bool = False) -> Scan:
         """A scan of L with the stat index."""
+        from dsg_client.local.index import read_index
+        from dsg_client.local.scan import Scan
+
         return Scan(
             self.root,
             self.scope,
@@ -156,6 +215,8 @@ class Site:
 
     def save_index(self, changes: IndexChanges, algorithm: str) -> None:
         """Put news into the stat index. It is a cache: a failure costs the next scan time, and no more."""
+        from dsg_client.local.index import save_index
+
         try:
             save_index(self.tree, self.binding(algorithm), changes)
         except OSError:
@@ -182,6 +243,7 @@ def open_site(
 
 def describe_config() -> list[dict[str, Any]]:
     """Every setting in force and where it is from; ConfigError when a file is not right."""
+    from dsg_client.local.identity import find_identity
     from protocol.errors import ConfigError
 
     try:
