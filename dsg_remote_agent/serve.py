@@ -9,12 +9,12 @@ import time
 
 from dsg_remote_agent import repositories, transactions
 from dsg_remote_agent.dispatch import Agent, Policy
-from dsg_remote_agent.failpoints import parse_failpoints
 from dsg_remote_agent.log import open_log
 from dsg_remote_agent.options import Options
 from dsg_remote_agent.roots import Roots
 from dsg_remote_agent.session import Session
 from protocol.connection import Connection
+from protocol.failpoints import parse_failpoints
 from protocol.messages import Role
 from protocol.preamble import Preamble
 

@@ -3,6 +3,7 @@
 ``DSG_FAILPOINTS="remote-decided=kill,uploaded=error:ENOSPC"``. The actions:
 ``kill`` (SIGKILL to itself), ``exit`` (at once, without cleaning up),
 ``hang`` (for ever), ``hang:SECONDS``, ``error:NAME`` (an OSError of that name).
+Each says ``failpoint STEP: ACTION`` on stderr first, so that a test knows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ class _Armed:
     actions: dict[Step, str]
 
     def reach(self, step: Step) -> None:
-        action, _, argument = self.actions.get(step, "").partition(":")
+        found = self.actions.get(step, "")
+        if found:
+            os.write(2, f"failpoint {step.value}: {found}\n".encode())
+        action, _, argument = found.partition(":")
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif action == "exit":
