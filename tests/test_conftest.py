@@ -47,6 +47,7 @@ def drawn(told: str) -> list[str]:
     return re.findall(r"^(?:drawn|guessed) .*$", told, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_seed_and_replays_from_it(tmp_path: Path) -> None:
     first = run(tmp_path)
     printed = re.search(r"seed: (\d+) \(replay with --seed \1\)", first)
@@ -56,6 +57,7 @@ def test_a_run_prints_its_seed_and_replays_from_it(tmp_path: Path) -> None:
     assert drawn(run(tmp_path, "--seed", str(int(printed[1]) + 1))) != drawn(first)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_and_fails_in_ci(tmp_path: Path) -> None:
     told = run(tmp_path)
     assert "3 passed, 1 skipped" in told
