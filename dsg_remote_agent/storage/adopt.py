@@ -30,7 +30,7 @@ class Adopted:
             yield path, self._changes[path]
 
     def settled_rows(self, looked_ns: int) -> dict[str, IndexRow]:
-        """The rows for the stat index; unknown for what was still being changed when the transaction began."""
+        """The rows for the stat index; unknown for what was being changed when the transaction began."""
         limit = settled_before(self._tree, looked_ns)
         return {path: row if row.ctime_ns < limit else UNKNOWN for path, row in self.rows.items()}
 

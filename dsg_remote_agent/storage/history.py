@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 from dsg_remote_agent.storage.base import Source, Wanted
@@ -15,13 +16,15 @@ from protocol.digest import hasher
 from protocol.errors import IntegrityError, LockedError
 from protocol.manifest import FILE, Manifest
 from protocol.paths import sort_key
-from protocol.tree.change import JournalState, read_journal
+from protocol.tree.change import JournalState, Staged, read_journal
 from protocol.tree.fs import Lock, ReadFile
 from protocol.tree.staging import Staging
 
 __all__ = ["SnapshotFiles"]
 
-_TRIES = 3
+# Long enough for any move under way, on a busy machine too: 0.3 s in all.
+_TRIES = 8
+_DELAY_S = 0.01
 
 
 class SnapshotFiles:
@@ -34,7 +37,7 @@ class SnapshotFiles:
 
     def __init__(self, place: Place, seq: int | None) -> None:
         self._place = place
-        self._lock = _shared_lock(place)
+        self._lock: Lock | None = _shared_lock(place)
         try:
             self._head = place.chain.head()
             seq = self._head.seq if seq is None else seq
@@ -66,17 +69,16 @@ class SnapshotFiles:
             yield Source(one, finder.open(one))
 
 
-def _shared_lock(place: Place) -> Lock | None:
-    for _ in range(_TRIES):
-        try:
-            lock = place.tree.lock(READERS_LOCK, shared=True)
-        except FileNotFoundError:
-            raise IntegrityError(
-                f"{place.shown}/{READERS_LOCK} is missing",
-                hint=f"make it again: touch {READERS_LOCK} in the repository's folder",
-            ) from None
-        if lock is not None:
-            return lock
+def _shared_lock(place: Place) -> Lock:
+    try:
+        lock = place.tree.lock(READERS_LOCK, shared=True)
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"{place.shown}/{READERS_LOCK} is missing",
+            hint=f"make it again: touch {READERS_LOCK} in the repository's folder",
+        ) from None
+    if lock is not None:
+        return lock
     raise LockedError(f"{place.shown} is being cleaned", hint="wait until that is finished")
 
 
@@ -84,9 +86,9 @@ class _Finder:
     """Opens content by path and digest, for paths in canonical order.
 
     The order of looking: the live path when head and index say that it has
-    this content; the history; the staged file of a journal that is decided and
-    not yet applied. A miss may be a move in between, so all are tried again
-    from a fresh look at the head; at last the live path is hashed.
+    this content; the history; when it is the head's, the staged file of a
+    journal that is decided and not yet applied; the live path by hashing it. A
+    miss may be a move under way, so all are tried again with a fresh head.
     """
 
     def __init__(self, place: Place, head: Head) -> None:
@@ -94,17 +96,21 @@ class _Finder:
         self._from(head)
 
     def _from(self, head: Head) -> None:
+        self._head = head
         self._live = _Live(self._place, head)
-        self._staged: dict[str, str] | None = None if head.unapplied else {}
+        self._staged: dict[str, tuple[str, Staged]] | None = None if head.unapplied else {}
 
     def open(self, wanted: Wanted) -> ReadFile | None:
         for attempt in range(_TRIES):
             if attempt:
-                self._from(self._place.chain.head())
+                time.sleep(_DELAY_S * attempt)
+                head = self._place.chain.head()
+                if (head.digest, head.unapplied) != (self._head.digest, self._head.unapplied):
+                    self._from(head)
             opened = self._try_open(wanted)
             if opened is not None:
                 return opened
-        return self._hashed(wanted)
+        return None
 
     def _try_open(self, wanted: Wanted) -> ReadFile | None:
         row = self._live.row_of(wanted)
@@ -114,12 +120,10 @@ class _Finder:
                 if row_if(row, opened.stat()):
                     return opened
                 opened.close()
-        for path in (object_path(wanted.content), self._staged_path(wanted.path)):
-            if path is not None:
-                opened = self._open(path, wanted)
-                if opened is not None:
-                    return opened
-        return None
+        opened = self._open(object_path(wanted.content), wanted)
+        if opened is None and row is not None:
+            opened = self._open_staged(wanted)
+        return opened or self._hashed(wanted)
 
     def _hashed(self, wanted: Wanted) -> ReadFile | None:
         opened = self._open(wanted.path, wanted)
@@ -146,7 +150,7 @@ class _Finder:
         opened.close()
         return None
 
-    def _staged_path(self, path: str) -> str | None:
+    def _open_staged(self, wanted: Wanted) -> ReadFile | None:
         if self._staged is None:
             self._staged = {}
             found = read_journal(self._place.tree)
@@ -154,8 +158,16 @@ class _Finder:
                 staging = Staging(self._place.tree, found[1].txid)
                 for action in found[1].actions:
                     if action.after is not None:
-                        self._staged[action.path] = staging.path(action.after.number)
-        return self._staged.get(path)
+                        self._staged[action.path] = staging.path(action.after.number), action.after
+        if wanted.path not in self._staged:
+            return None
+        path, staged = self._staged[wanted.path]
+        opened = self._open(path, wanted)
+        # An exchange puts what was replaced into the staged file's place, until it is kept.
+        if opened is not None and not staged.is_at(opened.stat()):
+            opened.close()
+            return None
+        return opened
 
 
 class _Live:
