@@ -71,6 +71,36 @@ def test_ctrl_c_on_the_terminal_reaches_dsg_alone() -> None:
     assert int(out.splitlines()[1]) > 0
 
 
+GROUPS = """
+import asyncio, os, signal, sys
+from dsg_client.remote.child import ChildTransport
+from dsg_client.remote.start import start_agent
+
+async def main():
+    transport = ChildTransport(sys.argv[2:], own_group=sys.argv[1] == 'own')
+    await start_agent(transport)
+    os.killpg(0, signal.SIGINT)
+    print(await transport.exit_status(0.5))
+
+signal.signal(signal.SIGINT, lambda *_: None)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("group", "ended"), [("own", "None\n"), ("same", "was killed by SIGINT\n")])
+def test_it_is_the_group_that_keeps_ctrl_c_away(group: str, ended: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", GROUPS, group, *program("serve")],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        start_new_session=True,
+        timeout=20,
+    )
+    assert told.stdout == ended
+
+
 def test_a_client_that_is_killed_leaves_no_agent() -> None:
     client = run_client("await asyncio.sleep(60)")
     assert client.stdout
