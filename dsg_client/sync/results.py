@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
 
-from dsg_client.core.conflict import Conflict
+from dsg_client.core.conflict import Conflict, What
 from dsg_client.core.plan import Plan
 from protocol.paths import escape
+from protocol.records import SnapshotRecord
 
 __all__ = ["Changes", "StatusResult", "SyncResult", "conflict_fields", "conflict_text"]
+
+
+_NO_RECORDS: Mapping[int, SnapshotRecord] = {}
 
 
 @frozen
@@ -113,8 +119,8 @@ class StatusResult:
     changes: Changes
     conflicts: tuple[Conflict, ...] = ()
     pending: str | None = None
+    since: Mapping[int, SnapshotRecord] = _NO_RECORDS  # records after C's, where there are conflicts
     rotten: tuple[str, ...] = ()
-    outside: int = 0
 
     def headline(self) -> str:
         """The first line."""
@@ -125,7 +131,7 @@ class StatusResult:
 
     def conflict_lines(self) -> list[str]:
         """A line for each conflict."""
-        return [f"  {conflict_text(c)}" for c in self.conflicts]
+        return [f"  {conflict_text(c, self.since)}" for c in self.conflicts]
 
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -136,32 +142,40 @@ class StatusResult:
             "head": self.head,
             "entries": self.entries,
             "changes": self.changes.fields(),
-            "conflicts": [conflict_fields(c) for c in self.conflicts],
+            "conflicts": [conflict_fields(c, self.since) for c in self.conflicts],
             "pending": self.pending,
             "rotten": list(self.rotten),
-            "outside": self.outside,
         }
 
 
-def conflict_text(conflict: Conflict) -> str:
-    """One conflict in one line: who changed what and when, on each side."""
-    import time
+def conflict_text(conflict: Conflict, since: Mapping[int, SnapshotRecord] = _NO_RECORDS) -> str:
+    """One conflict in one line: who changed what and when, on each side.
 
-    def when(ns: int | None) -> str:
-        return f" ({time.strftime('%Y-%m-%d %H:%M', time.localtime(ns // 10**9))})" if ns else ""
-
+    ``since``: the records after C's, by number; without them, what they would
+    tell is left out.
+    """
     here, there = conflict.here, conflict.there
-    text = conflict.explain()
-    times = [
-        f"here{when(here.mtime_ns)}" if here.mtime_ns else "",
-        f"there{when(there.mtime_ns)}" if there.mtime_ns else "",
-    ]
-    times = [t for t in times if t]
-    return f"{text}; modified {', '.join(times)}" if times else text
+    parts = []
+    if here.mtime_ns:
+        parts.append(f"here modified {_when(here.mtime_ns / 1e9)}")
+    record = since.get(there.seq) if there.seq is not None else None
+    if record is not None:
+        parts.append(f"there synced {_when(record.time)} from {escape(record.host)}")
+    elif there.what is What.DELETED and since:
+        people = ", ".join(dict.fromkeys(escape(r.user) for r in since.values()))
+        first, last = min(since), max(since)
+        where = f"s{first}" if first == last else f"s{first} to s{last}"
+        parts.append(f"deleted there in {where} by {people}, {_when(since[last].time)}")
+    return "; ".join([conflict.explain(), *parts])
 
 
-def conflict_fields(conflict: Conflict) -> dict[str, Any]:
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def conflict_fields(conflict: Conflict, since: Mapping[int, SnapshotRecord] = _NO_RECORDS) -> dict[str, Any]:
     """One conflict for ``--json``."""
+    record = since.get(conflict.there.seq) if conflict.there.seq is not None else None
 
     def side(change: Any) -> dict[str, Any]:
         return {
@@ -176,6 +190,6 @@ def conflict_fields(conflict: Conflict) -> dict[str, Any]:
         "path": conflict.path,
         "kind": conflict.kind.value,
         "local": side(conflict.here),
-        "remote": side(conflict.there),
+        "remote": {**side(conflict.there), "synced": record.time if record is not None else None},
         "other": conflict.other.path if conflict.other is not None else None,
     }

@@ -25,6 +25,7 @@ from dsg_client.sync.survey import (
     ask_head,
     look_at_local,
     plan_sync,
+    records_since,
     refuse_conflicts,
     refuse_mass_delete,
     tell_warnings,
@@ -102,7 +103,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             repo = await stack.enter_async_context(site.connect())
             return repo, await ask_head(repo, cache, str(site.address))
 
-        looking = look_at_local(site, scan, cache.manifest.algorithm, keep_index=not options.dry_run)
+        looking = look_at_local(site, scan, cache.manifest.algorithm)
         (repo, head), local = await abreast(ask(), looking)
         site.failpoints.reach(Step.SCANNED)
         tell_warnings(scan, site.emit)
@@ -117,7 +118,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             options.prefer,
         )
         announce_rules(cache, site.scope, plan, site.emit)
-        refuse_conflicts(plan)
+        refuse_conflicts(plan, await records_since(repo, cache, head, plan))
         refuse_mass_delete(plan, local, site.scope, options.allow_mass_delete)
         changes = Changes.of(plan)
         site.emit(

@@ -334,7 +334,7 @@ def _refuse_conflicts(plan: Plan) -> None:
 async def _clone_into(site: Site, repo: RemoteRepo, head: Head) -> Cloned:
     algorithm = head.manifest.algorithm
     scan = site.scan(algorithm)
-    local = await look_at_local(site, scan, algorithm, keep_index=True)
+    local = await look_at_local(site, scan, algorithm)
     tell_warnings(scan, site.emit)
     plan = await asyncio.to_thread(_clone_plan, local, head, site.config)
     _refuse_conflicts(plan)
@@ -398,7 +398,7 @@ async def rebuild_cache(site: Site) -> str:
     async with site.connect() as repo:
         head = await ask_head(repo, None, str(site.address))
     algorithm = head.manifest.algorithm
-    local = await look_at_local(site, site.scan(algorithm), algorithm, keep_index=True)
+    local = await look_at_local(site, site.scan(algorithm), algorithm)
     manifest = await asyncio.to_thread(_agreed, local, head, site)
     record = head.record
     replace_cache(site.tree, Cache(record.repo_id, record.digest, record.seq, site.scope.digest, manifest))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from dsg_client.local.scan import Scan
+from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.results import Changes, StatusResult
 from dsg_client.sync.run import abreast
@@ -17,9 +18,10 @@ from dsg_client.sync.survey import (
     ask_head,
     look_at_local,
     plan_sync,
+    records_since,
     tell_warnings,
 )
-from protocol.errors import DsgError
+from protocol.records import SnapshotRecord
 
 __all__ = ["status"]
 
@@ -35,48 +37,40 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
     cache = site.cache()
     algorithm = cache.manifest.algorithm
     scan = site.scan(algorithm, verify=verify)
+    looking = look_at_local(site, scan, algorithm)
+    since: Mapping[int, SnapshotRecord] = {}
     if offline:
-        local = await look_at_local(site, scan, algorithm, keep_index=False)
         # What L did since the last sync is what a sync would do if R had not moved.
-        remote, seq = cache.manifest, cache.seq
-        shown = str(site.address) if site.config.repository else "(no repository configured)"
+        local, seq = await looking, cache.seq
+        plan = await asyncio.to_thread(plan_sync, site, local, cache, cache.manifest, seq + 1, None)
     else:
         async with AsyncExitStack() as stack:
             emit(PhaseStarted(Phase.CONNECT))
 
-            async def ask() -> Head:
+            async def ask() -> tuple[RemoteRepo, Head]:
                 repo = await stack.enter_async_context(site.connect())
-                return await ask_head(repo, cache, str(site.address))
+                return repo, await ask_head(repo, cache, str(site.address))
 
-            found, local = await abreast(ask(), look_at_local(site, scan, algorithm, keep_index=False))
-        remote, seq = found.manifest, found.record.seq
-        shown = str(site.address)
+            (repo, head), local = await abreast(ask(), looking)
+            seq = head.record.seq
+            plan = await asyncio.to_thread(plan_sync, site, local, cache, head.manifest, seq + 1, None)
+            since = await records_since(repo, cache, head, plan)
     tell_warnings(scan, emit)
-    plan = await asyncio.to_thread(plan_sync, site, local, cache, remote, seq + 1, None)
     announce_rules(cache, site.scope, plan, emit)
     if pending:
         emit(Note(pending, warning=True))
     if scan.rotten:
         for path in scan.rotten[:20]:
             emit(Note(f"content changed under unchanged times, look at the disk: {path}", warning=True))
-    await asyncio.to_thread(_keep_index, site, scan, algorithm)
     return StatusResult(
         offline=offline,
         seq=cache.seq,
         head=None if offline else seq,
-        remote=shown,
+        remote=str(site.address) if site.config.repository else "(no repository configured)",
         entries=len(local.manifest),
         changes=Changes.of(plan),
         conflicts=plan.conflicts,
         pending=pending,
+        since=since,
         rotten=tuple(scan.rotten),
     )
-
-
-def _keep_index(site: Site, scan: Scan, algorithm: str) -> None:
-    """Spare the next command what this one read, unless another command is at work here."""
-    try:
-        with site.workdir.lock("dsg status"):
-            site.save_index(scan.changes, algorithm)
-    except DsgError:
-        pass

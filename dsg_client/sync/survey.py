@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
@@ -26,6 +26,9 @@ from protocol.manifest import Entry, Manifest
 from protocol.records import SnapshotRecord
 
 __all__ = ["Head", "ask_head", "look_at_local", "plan_sync", "refuse_conflicts", "vanished_folders"]
+
+
+_MOST_RECORDS = 500
 
 
 @frozen
@@ -89,11 +92,11 @@ class _Stopped(Exception):
     """Nobody waits for this scan any more."""
 
 
-async def look_at_local(site: Site, scan: Scan, algorithm: str, *, keep_index: bool) -> LocalTree:
+async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
     """Run a scan in a thread and tell how far it is; a cancellation stops it.
 
-    ``keep_index``: put what was read into the stat index, also when the scan
-    fails. Only for the holder of the folder's lock.
+    What was read goes into the stat index, also when the scan fails. That needs
+    no lock: the index is replaced at once, and each of its rows is a fact.
     """
     site.emit(PhaseStarted(Phase.SCAN))
     stop = threading.Event()
@@ -107,8 +110,7 @@ async def look_at_local(site: Site, scan: Scan, algorithm: str, *, keep_index: b
         try:
             return LocalTree.read(scan, algorithm, tick)
         finally:
-            if keep_index:
-                site.save_index(scan.changes, algorithm)
+            site.save_index(scan.changes, algorithm)
 
     try:
         return await asyncio.to_thread(look)
@@ -142,17 +144,25 @@ def plan_sync(
     )
 
 
-def refuse_conflicts(plan: Plan) -> None:
+async def records_since(repo: RemoteRepo, cache: Cache, head: Head, plan: Plan) -> dict[int, SnapshotRecord]:
+    """The records that tell who made the remote half of the plan's conflicts, and when."""
+    if not plan.conflicts or head.record.seq <= cache.seq:
+        return {}
+    raw = await repo.records(max(cache.seq + 1, head.record.seq - _MOST_RECORDS), head.record.seq)
+    return {record.seq: record for record in map(SnapshotRecord.from_bytes, raw)}
+
+
+def refuse_conflicts(plan: Plan, since: Mapping[int, SnapshotRecord]) -> None:
     """ConflictError with every conflict: who changed what and when on each side."""
     if not plan.conflicts:
         return
     count = len(plan.conflicts)
-    lines = "\n".join(f"  {conflict_text(c)}" for c in plan.conflicts)
+    lines = "\n".join(f"  {conflict_text(c, since)}" for c in plan.conflicts)
     raise ConflictError(
         f"{count} {'conflict' if count == 1 else 'conflicts'}:\n{lines}",
         hint="Make the files equal, or choose a side for all of them: 'dsg sync --prefer local' or "
         "'--prefer remote' (what is replaced here is kept in .dsg/replaced).",
-        facts={"conflicts": [conflict_fields(c) for c in plan.conflicts]},
+        facts={"conflicts": [conflict_fields(c, since) for c in plan.conflicts]},
     )
 
 
