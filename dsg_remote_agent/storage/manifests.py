@@ -1,6 +1,6 @@
 """Manifests on disk: the canonical bytes in compressed blocks.
 
-A file is ``DSGZ1\\n``, then for each block its length (u32, little-endian) and
+A file is ``DSGZ1\\n``, then for each block its length (u32, big-endian) and
 that many bytes of zlib data, which inflate to at most 512 KiB. A block is what
 one DATA frame carries, so that a stored manifest goes out as it lies there.
 """
@@ -21,7 +21,7 @@ __all__ = ["BLOCK_BYTES", "inflate_blocks", "read_blocks", "write_blocks"]
 BLOCK_BYTES = 512 * 1024
 MAX_STORED_BYTES = 1024 * 1024 - 64
 _MAGIC = b"DSGZ1\n"
-_LENGTH = struct.Struct("<I")
+_LENGTH = struct.Struct(">I")
 _LEVEL = 1  # a third of the size at 100 MB/s; higher levels gain little, as digests do not shrink
 
 

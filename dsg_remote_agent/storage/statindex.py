@@ -22,8 +22,8 @@ from protocol.tree.fs import Kind, Stat, TreeFS
 __all__ = ["UNKNOWN", "IndexRow", "StatIndex", "file_clock", "let_clock_pass", "row_of", "settled_before"]
 
 _MAGIC = b"DSGX1\n"
-_ROW = struct.Struct("<qqQQ")
-_CRC = struct.Struct("<I")
+_ROW = struct.Struct(">qqQQ")
+_CRC = struct.Struct(">I")
 _MAX_BYTES = 1 << 36
 # A clock that advances more rarely is not waited for; its rows are unknown until the next look.
 _WAIT_NS = 25_000_000
