@@ -9,6 +9,7 @@ import click
 import pytest
 
 from dsg_client.cli.main import COMMANDS, dsg
+from dsg_client.local.settings import KEYS, Place
 from protocol.errors import DsgError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,14 @@ def test_every_command_and_option_is_described(name: str) -> None:
     named = set(re.findall(r"(?<!-)--[a-z][a-z-]+", text))
     assert has - SHARED <= named, "options that the document lacks"
     assert named <= has, "options that only the document has"
+
+
+def test_every_setting_is_described() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name, key in KEYS.items():
+        (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
+        assert (f"`{key.variable}`" in row.split("|")[2]) == (Place.VARIABLE in key.places), row
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
