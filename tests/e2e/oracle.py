@@ -327,7 +327,7 @@ def _inflated(stored: bytes) -> bytes:
     assert stored.startswith(b"DSGZ1\n")
     out, at = b"", 6
     while at < len(stored):
-        (length,) = struct.unpack_from("<I", stored, at)
+        (length,) = struct.unpack_from(">I", stored, at)
         out += zlib.decompress(stored[at + 4 : at + 4 + length])
         at += 4 + length
     assert at == len(stored)
