@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -54,7 +56,7 @@ class Link:
             accept_new_host_key=self.accept_new_host_key,
             ask=terminal_ask(),
             connect_limit=self.config.connect_timeout,
-            again="the same command",
+            again=shlex.join(["dsg", *sys.argv[1:]]),
         )
         try:
             return await open_link(self.address, settings, self.starting.set)
