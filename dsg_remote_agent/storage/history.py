@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dsg_remote_agent.storage.base import Source, Wanted
 from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.layout import READERS_LOCK, object_path
-from dsg_remote_agent.storage.manifests import read_blocks
 from dsg_remote_agent.storage.outside import READ_BYTES, row_if
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
@@ -60,8 +59,7 @@ class SnapshotFiles:
         return self._place.manifest(self._head, self.record.seq)
 
     def manifest_blocks(self) -> Iterator[bytes]:
-        path = self._place.stored_manifest(self._head, self.record.seq)
-        return read_blocks(self._place.tree, path, self._place.shown)
+        return self._place.manifest_blocks(self._head, self.record.seq)
 
     def sources(self, wanted: Iterable[Wanted]) -> Iterator[Source]:
         finder = _Finder(self._place, self._head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from attrs import field, frozen
 
@@ -48,15 +48,18 @@ class Place:
     def manifest(self, head: Head, seq: int) -> Manifest:
         """The manifest of a snapshot; IntegrityError when it is missing or damaged."""
         record = head.record if seq == head.seq else self.chain.at(head, seq)[1]
-        path = self.stored_manifest(head, seq)
-        try:
-            return inflate_blocks(read_blocks(self.tree, path, self.shown), record.manifest, seq, self.shown)
-        except FileNotFoundError:
-            if head.unapplied and path != manifest_path(seq):
-                # Published while we looked: it has moved to its place.
-                blocks = read_blocks(self.tree, manifest_path(seq), self.shown)
-                return inflate_blocks(blocks, record.manifest, seq, self.shown)
-            raise damaged(self.shown, manifest_path(seq), "it is missing") from None
+        return inflate_blocks(self.manifest_blocks(head, seq), record.manifest, seq, self.shown)
+
+    def manifest_blocks(self, head: Head, seq: int) -> Iterator[bytes]:
+        """The same, compressed as it lies there."""
+        # The second time because it may be published while we look: it has moved to its place.
+        for path in (self.stored_manifest(head, seq), manifest_path(seq)):
+            try:
+                yield from read_blocks(self.tree, path, self.shown)
+                return
+            except FileNotFoundError:
+                continue
+        raise damaged(self.shown, manifest_path(seq), "it is missing")
 
     def published(self, record: SnapshotRecord) -> Manifest:
         """The manifest of a snapshot from its own place; FileNotFoundError when it is not there."""

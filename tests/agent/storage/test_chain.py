@@ -68,8 +68,8 @@ def test_damage_is_never_empty(grown: Ground, name: str, how: str) -> None:
         for seq in (3, None):
             reader = repository.reader(seq)
             try:
+                list(reader.manifest_blocks())
                 reader.manifest()
-                reader.manifest_blocks()
             finally:
                 reader.close()
         transaction = grown.begin(repository)
