@@ -64,6 +64,17 @@ def explain(error: OSError, shown: str) -> DsgError:
 
 
 def _where(error: OSError, shown: str) -> str:
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    full = [name if name.startswith("/") else f"{shown}/{name}" if name else shown for name in names]
-    return " and ".join(escape(name) for name in full) or escape(shown)
+    """The place as the system names it: often only a name inside some folder of the repository."""
+    named = []
+    for name in (error.filename, error.filename2):
+        if isinstance(name, str | bytes) and name:
+            text = os.fsdecode(name)
+            if text.startswith("/"):
+                named.append(escape(text))
+            else:
+                named.append(
+                    f"{escape(shown)}/{escape(text)}"
+                    if "/" in text
+                    else f"'{escape(text)}' in {escape(shown)}"
+                )
+    return " and ".join(named) or escape(shown)
