@@ -41,13 +41,13 @@ from protocol.tree.change import (
     finish,
     write_prepared,
 )
+from protocol.tree.folders import look
 from protocol.tree.fs import Kind, Stat, TreeFS
 
 __all__ = ["LocalSide", "Settled", "settle", "storage_errors"]
 
 CACHE_LIMIT = 1 << 33
 _SPACE_MARGIN = 16 << 20  # bytes left free for journal, cache and everybody else
-_ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 @contextmanager
@@ -132,16 +132,15 @@ class LocalSide:
                 return known[folder]
             problem = folder_problem(folder.rpartition("/")[0])
             if problem is None and folder not in going:
-                try:
-                    stat = self._tree.stat(folder)
-                    if stat.kind is not Kind.FOLDER:
-                        problem = f"{escape(folder)} is not a folder here"
-                    elif stat.device != self._tree.device:
-                        problem = f"{escape(folder)} is on another file system"
-                    elif not self._tree.may_change(folder):
-                        problem = f"the folder {escape(folder)} cannot be written by you"
-                except _ABSENT:
+                stat = look(self._tree, folder)
+                if stat is None:
                     pass
+                elif stat.kind is not Kind.FOLDER:
+                    problem = f"{escape(folder)} is not a folder here"
+                elif stat.device != self._tree.device:
+                    problem = f"{escape(folder)} is on another file system"
+                elif not self._tree.may_change(folder):
+                    problem = f"the folder {escape(folder)} cannot be written by you"
             known[folder] = problem
             return problem
 
@@ -158,9 +157,8 @@ class LocalSide:
 
     def _stands_there(self, path: str, going: set[str]) -> str | None:
         """Why a new file cannot be placed at ``path`` once the plan's deletions are done."""
-        try:
-            stat = self._tree.stat(path)
-        except _ABSENT:
+        stat = look(self._tree, path)
+        if stat is None:
             return None
         if stat.kind is not Kind.FOLDER:
             return None if path in going else "something that is not synced stands there"
@@ -244,9 +242,7 @@ class LocalSide:
     def _still(self, path: str) -> bool:
         expected = self._expected.get(path)
         try:
-            now: Stat | None = self._tree.stat(path)
-        except _ABSENT:
-            now = None
+            now = look(self._tree, path)
         except OSError as error:
             raise storage_error("Looking at the planned files", error) from error
         if expected is None:

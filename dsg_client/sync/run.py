@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -31,7 +32,14 @@ from dsg_client.sync.survey import (
     tell_warnings,
 )
 from dsg_client.sync.transaction import Base, Done, Transaction
-from protocol.errors import DsgError, HeadMovedError, LocalStorageError, Outcome, PathsRefusedError
+from protocol.errors import (
+    DsgError,
+    HeadMovedError,
+    LocalStorageError,
+    Outcome,
+    OutsideChangeError,
+    PathsRefusedError,
+)
 from protocol.manifest import Manifest
 from protocol.messages import OutsideChanges
 from protocol.paths import escape
@@ -195,6 +203,7 @@ async def carry_out(
         # Files that nobody synced and that are not ours to sync may lie on the server.
         if outside.modified or outside.deleted:
             return False
+        _refuse_in_the_way(plan, outside.added)
         return not any(site.scope.in_scope(path) for path in outside.added)
 
     transaction = Transaction(
@@ -204,6 +213,19 @@ async def carry_out(
         await abreast(transaction.upload_files(), transaction.download_files())
         await transaction.sync_metadata()
         return await transaction.commit()
+
+
+def _refuse_in_the_way(plan: Plan, added: tuple[str, ...]) -> None:
+    """OutsideChangeError when a server's folder that must give way to a file holds what is not synced."""
+    uploads = {change.path for change in plan.uploads}
+    found = [path for path in added if any(str(folder) in uploads for folder in PurePosixPath(path).parents)]
+    if found:
+        shown = "".join(f"\n  {escape(path)}" for path in found[:20])
+        raise OutsideChangeError(
+            "a file is to be uploaded where the server has a folder with files that are not synced:" + shown,
+            hint="Move them away on the server, or choose another name here; then sync again.",
+            facts={"paths": found},
+        )
 
 
 def _cache_only(site: Site, cache: Cache, head: Head, local: LocalTree, plan: Plan) -> SyncResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.near import NearPeople, NearWorld
 from tests.e2e.world import People, World
 from tests.hosts.sshd import ssh_host
 
@@ -32,3 +33,15 @@ def session_world(people: People, tmp_path_factory: pytest.TempPathFactory) -> M
 def world(people: People, tmp_path: Path) -> World:
     """A world with no repository and nobody in it yet."""
     return World(people, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def near_people(tmp_path_factory: pytest.TempPathFactory) -> NearPeople:
+    """People with homes on this machine, for worlds without a server."""
+    return NearPeople(tmp_path_factory.mktemp("near"))
+
+
+@pytest.fixture
+def near(near_people: NearPeople, tmp_path: Path) -> NearWorld:
+    """A world without a server, with no repository and nobody in it yet."""
+    return NearWorld(near_people, tmp_path)
