@@ -19,14 +19,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from attrs import define, frozen
 
 from tests.e2e.oracle import Cache, File, Repository, Tree, Version, read_cache, read_repository, read_tree
 from tests.hosts.sshd import REPOSITORY, SshClient, SshHost
 
-__all__ = ["Client", "Ended", "People", "World"]
+__all__ = ["Client", "Ended", "People", "Running", "World"]
 
 LIMIT = 120.0  # seconds that any one command may take
 LAUNCHER = """\
@@ -60,9 +60,15 @@ class Running:
     """A command that runs; :meth:`end` waits for it."""
 
     process: subprocess.Popen[str]
+    ended: Ended | None = None
 
     def end(self) -> Ended:
         """Wait for the end; a command that takes too long is killed, and fails the test."""
+        if self.ended is None:
+            self.ended = self._wait()
+        return self.ended
+
+    def _wait(self) -> Ended:
         try:
             out, err = self.process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
@@ -97,6 +103,7 @@ class World:
         self.repository = folder / "server" / "repo"
         self.repository.parent.mkdir(parents=True)
         self.clients: dict[str, Client] = {}
+        self.origin: World | None = None  # what this one is a copy of
 
     @property
     def address(self) -> str:
@@ -123,9 +130,10 @@ class World:
         client.must("clone", self.address, ".")
         return client
 
-    def copy(self, folder: Path) -> World:
+    def copy(self, folder: Path) -> Self:
         """This world once more, as it is now, in another folder: much quicker than making it again."""
-        copy = World(self.people, folder)
+        copy = type(self)(self.people, folder)
+        copy.origin = self
         shutil.copytree(self.repository, copy.repository, symlinks=True)
         for key, client in self.clients.items():
             shutil.copytree(client.folder, folder / key, symlinks=True)
