@@ -49,29 +49,33 @@ class Findings:
 
     def raise_if_any(self) -> None:
         """Raise what was collected, the most lasting kind first, each with all others among its facts."""
+        unreadable, changed = sorted(self.unreadable_paths), sorted(self.changed)
         facts = {
-            "unreadable": [{"path": p, "reason": r} for p, r in self.unreadable_paths[:_FACTS]],
-            "changed": [{"path": p, "reason": r} for p, r in self.changed[:_FACTS]],
+            "unreadable": [{"path": p, "reason": r} for p, r in unreadable[:_FACTS]],
+            "changed": [{"path": p, "reason": r} for p, r in changed[:_FACTS]],
         }
+        cannot_be_read = _listing(
+            f"{_count(len(unreadable), 'path')} in the working folder cannot be read",
+            [f"{escape(p) or '.'}: {r}" for p, r in unreadable],
+        )
         if self.refused:
             error = paths_refused(self.refused)
+            if unreadable:
+                error.message += f"\n{cannot_be_read}"
             error.facts.update({k: v for k, v in facts.items() if v})
             raise error
-        if self.unreadable_paths:
+        if unreadable:
             raise LocalStorageError(
-                _listing(
-                    f"{_count(len(self.unreadable_paths), 'path')} in the working folder cannot be read",
-                    [f"{escape(p) or '.'}: {r}" for p, r in self.unreadable_paths],
-                ),
+                cannot_be_read,
                 hint="Nothing was synced: what cannot be read must not look as if it had been deleted. "
                 "Give yourself the right to read it, or exclude it under 'ignore' in .dsgconfig.yml.",
                 facts=facts,
             )
-        if self.changed:
+        if changed:
             raise LocalChangedError(
                 _listing(
-                    f"{_count(len(self.changed), 'path')} changed while the working folder was being read",
-                    [f"{escape(p)}: {how}" for p, how in self.changed],
+                    f"{_count(len(changed), 'path')} changed while the working folder was being read",
+                    [f"{escape(p)}: {how}" for p, how in changed],
                 ),
                 hint="Nothing was synced. Run the command again when no program is writing there.",
                 facts=facts,

@@ -19,6 +19,7 @@ hours of hashing are not done twice.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as stat_bits
 from collections import deque
@@ -55,6 +56,7 @@ _KINDS = {
     stat_bits.S_IFCHR: "is a device",
     stat_bits.S_IFBLK: "is a device",
 }
+_EFFECTIVE = os.access in os.supports_effective_ids
 _NO_ROW: IndexRow = ("", 0, 0, 0, 0, b"")
 _new = tuple.__new__
 
@@ -163,6 +165,9 @@ class Scan:
                         self._pool.add(file)
                         waiting.append((file, old))
                         yield from self._ready(force=len(waiting) > _LOOKAHEAD)
+                    elif not os.access(name, os.R_OK, dir_fd=run.folder.fd, effective_ids=_EFFECTIVE):
+                        # The scan fails anyway and reads nothing more; the list is to be complete.
+                        self.findings.failed(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
                     continue
                 self.files += 1
                 self.bytes += identity[0]
