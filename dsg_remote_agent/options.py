@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from dsg_remote_agent import VERSION
+from protocol.version import VERSION
 
 __all__ = ["Options", "read_options"]
 

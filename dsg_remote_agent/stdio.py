@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from importlib.machinery import PathFinder
 
-from dsg_remote_agent import VERSION
 from protocol.preamble import Preamble, preamble_bytes
+from protocol.version import VERSION
 
 __all__ = ["announce", "claim"]
 

@@ -1,4 +1,4 @@
-"""The version of this distribution; pyproject.toml reads it from here.
+"""The version of this distribution; pyproject.toml says the same, and a test holds them together.
 
 A constant, because asking an installed distribution for its metadata costs
 every command 30 ms.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dsg_remote_agent import VERSION
 from protocol.errors import ConfigError
 from protocol.messages import Check, Doctor
+from protocol.version import VERSION
 from tests.agent.client import AgentGone, Client
 
 ROOT = Path(__file__).resolve().parents[2]
