@@ -9,6 +9,7 @@ it is replaced whole, removed at release, and a stale one means nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -69,9 +70,11 @@ def take(tree: TreeFS, claim: Claim, shown: str, now: Callable[[], int]) -> Held
     held = Held(tree, lock, evolve(claim, since=now()))
     try:
         replace_bytes(tree, LOCK_HOLDER, json.dumps(asdict(held.claim)).encode() + b"\n", durable=False)
-    except BaseException:
-        held.release()
-        raise
+    except OSError as error:
+        # A full disk must not keep anybody from recovering what filled it; the note is only for messages.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            held.release()
+            raise
     return held
 
 

@@ -11,7 +11,7 @@ from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers
 from dsg_remote_agent.doctor import examine_server
 from dsg_remote_agent.storage.base import SnapshotReader, Wanted
 from dsg_remote_agent.storage.directory import DirectoryRepository
-from dsg_remote_agent.storage.directory_init import create_folder, make_repository, share_with
+from dsg_remote_agent.storage.directory_init import make_repository, share_with
 from dsg_remote_agent.storage.layout import Marker
 from protocol.compress import Compressor
 from protocol.errors import OutsideChangeError, RemoteProtocolError
@@ -80,8 +80,7 @@ def open_repository(agent: Agent, call: Call, request: OpenRepo) -> None:
 @answers(InitRepo)
 def init_repository(agent: Agent, call: Call, request: InitRepo) -> None:
     resolved = agent.policy.roots.resolve(request.path)
-    create_folder(resolved)
-    fd = agent.policy.roots.open(resolved)
+    fd = agent.policy.roots.open(resolved, create=True)
     tree = PosixTree(fd)
     try:
         if request.group:

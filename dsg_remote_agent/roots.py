@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 
 from attrs import frozen
@@ -55,33 +56,56 @@ class Roots:
             )
         return resolved
 
-    def open(self, resolved: str) -> int:
+    def open(self, resolved: str, *, create: bool = False) -> int:
         """A readable descriptor of a folder that :meth:`resolve` returned; no link is followed any more.
 
-        ConfigError when there is no such folder, NotPermittedError when a
-        component has become a link since.
+        ``create`` makes what is missing on the way. ConfigError when there is
+        no such folder, NotPermittedError when a component has become a link since.
         """
         fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         names = [name for name in resolved.split("/") if name]
-        try:
-            for position, name in enumerate(names):
-                flags = os.O_RDONLY if position + 1 == len(names) else _PASS_THROUGH
+        for position, name in enumerate(names):
+            flags = os.O_RDONLY if position + 1 == len(names) else _PASS_THROUGH
+            try:
+                if create:
+                    _make(name, fd)
                 below = os.open(name, flags | _FOLDER, dir_fd=fd)
+            except OSError as error:
+                raise _refusal(error, resolved, is_link=_is_link(name, fd)) from None
+            finally:
                 os.close(fd)
-                fd = below
-        except OSError as error:
-            os.close(fd)
-            if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(resolved):
-                raise ConfigError(
-                    f"there is no folder {escape(resolved)} on the server",
-                    hint="check the path; 'dsg init' makes a new repository",
-                    facts={"path": resolved},
-                ) from None
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise NotPermittedError(f"{escape(resolved)} changed while it was opened") from None
-            error.filename = resolved
-            raise
+            fd = below
         return fd
+
+
+def _is_link(name: str, parent: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _refusal(error: OSError, resolved: str, *, is_link: bool) -> Exception:
+    if is_link:
+        return NotPermittedError(f"{escape(resolved)} changed while it was opened")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return ConfigError(
+            f"there is no folder {escape(resolved)} on the server",
+            hint="check the path; 'dsg init' makes a new repository",
+            facts={"path": resolved},
+        )
+    return OSError(error.errno, error.strerror, resolved)
+
+
+def _make(name: str, parent: int) -> None:
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A folder that is there may say EROFS or EACCES before EEXIST.
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise
 
 
 def _inside(path: str, root: str) -> bool:

@@ -30,12 +30,7 @@ from protocol.manifest import Manifest
 from protocol.records import SnapshotRecord
 from protocol.tree.posix import PosixTree
 
-__all__ = ["create_folder", "make_repository", "share_with"]
-
-
-def create_folder(path: str) -> None:
-    """Make the repository's folder, and those it lies in; nothing when it is there."""
-    os.makedirs(path, exist_ok=True)
+__all__ = ["make_repository", "share_with"]
 
 
 def share_with(fd: int, group: str, shown: str) -> None:

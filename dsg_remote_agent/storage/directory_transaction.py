@@ -120,7 +120,7 @@ class DirectoryTransaction:
         free = self.free
         if wanted + _SPARE_BYTES > free:
             raise RemoteStorageError(
-                f"the changes need {wanted:,} bytes, and {self._place.shown} has {free:,} free",
+                f"the changes need {wanted + _SPARE_BYTES:,} bytes; {self._place.shown} has {free:,} free",
                 hint="free space on the server and sync again; nothing was changed",
                 facts={"needed": wanted, "free": free, "path": self._place.shown},
             )
@@ -214,12 +214,14 @@ class DirectoryTransaction:
         keep: str | None = None
         if step.was is not None:
             before = self._expected(step)
-            keep = (
-                object_path(step.was.content)
-                if step.was.kind == FILE
-                else f"{TRASH}/{self.txid}/{step.number}"
-            )
+            keep = self._keep(step, step.was)
         self._actions.append(Action(step.path, before, self._after(step, before), keep))
+
+    def _keep(self, step: Step, was: Entry) -> str:
+        if was.kind != FILE or (step.entry is not None and step.entry[1:3] == was[1:3]):
+            # A link's target stands in the manifest; content that stays at its path needs no second copy.
+            return f"{TRASH}/{self.txid}/{step.number}"
+        return object_path(was.content)
 
     def _expected(self, step: Step) -> Expected:
         was, row = step.was, step.row

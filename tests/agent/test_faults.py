@@ -93,6 +93,26 @@ def test_a_disk_that_is_full_at_the_commit(small_disk: Path) -> None:
     assert tree_of(repo) == puts
 
 
+def test_a_disk_that_a_killed_agent_left_full(small_disk: Path) -> None:
+    """The next agent can take the lock and clean up, although not even the lock's note fits."""
+    repo = small_disk / "repo"
+    big = os.urandom(12 << 20)
+    with Client() as client:
+        client.init(repo)
+        client.open(repo)
+        base = client.sync("tx-faults-000", {"a": b"1"})
+    killed = Client(failpoints="uploaded=kill")
+    killed.open(repo)
+    with pytest.raises(AgentGone):
+        killed.sync(TXID, {"big": big})
+    killed.process.wait()
+    fill(small_disk)
+    with Client() as client:
+        assert client.open(repo) == base
+        client.sync("tx-faults-002", {"big": big[: 1 << 20]})
+    assert tree_of(repo) == {"a": b"1", "big": big[: 1 << 20]}
+
+
 def test_a_read_only_disk(small_disk: Path) -> None:
     repo = small_disk / "repo"
     with Client() as client:

@@ -13,7 +13,7 @@ import pytest
 
 from dsg_remote_agent import lock as lock_module
 from dsg_remote_agent.storage import directory as directory_module
-from dsg_remote_agent.storage.base import Outcome
+from dsg_remote_agent.storage.base import Outcome, Wanted
 from dsg_remote_agent.storage.layout import LOCK, LOCK_HOLDER
 from protocol.errors import DsgError, IntegrityError, LockedError, RemoteStorageError
 from protocol.errors import Outcome as DsgOutcome
@@ -409,6 +409,13 @@ def test_an_executable_bit_needs_no_content(filled: Ground) -> None:
     assert path.read_bytes() == b"one"
     assert os.access(path, os.X_OK)
     assert path.stat().st_mtime_ns == 5_000_000_000
+    objects = [p for p in (filled.folder / ".dsg" / "history" / "objects").rglob("*") if p.is_file()]
+    assert objects == [], "the content stays where it is; a second copy would only take space"
+    reader = repository.reader(1)
+    wanted = Wanted(0, "a", changes[0].content, 3)
+    (source,) = reader.sources(iter([wanted]))
+    assert source.file is not None and source.file.read(9) == b"one"
+    reader.close()
 
 
 def test_a_sparse_file_keeps_its_holes(filled: Ground) -> None:
@@ -477,8 +484,6 @@ def test_a_reader_beside_a_running_sync(ground: Ground) -> None:
         reader = repository.reader(seq if rounds % 2 else max(1, seq // 2))
         manifest = reader.manifest()
         expected = version(reader.record.seq)
-        from dsg_remote_agent.storage.base import Wanted
-
         wanted = [Wanted(n, entry.path, entry.content, entry.size) for n, entry in enumerate(manifest)]
         for source in reader.sources(iter(wanted)):
             assert source.file is not None, (source.wanted.path, reader.record.seq)
