@@ -55,5 +55,9 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
         output.say("Settle them by making the files equal, or: dsg sync --prefer local|remote")
     elif not waiting:
         output.say("Nothing to do.")
+    if found.guard and not found.conflicts:
+        for deletion in found.guard:
+            output.say(f"A sync would stop: {deletion.explain()}.")
+        output.say("If that is what you want: dsg sync --allow-mass-delete")
     if code:
         raise click.exceptions.Exit(code)

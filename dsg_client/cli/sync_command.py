@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
-from dsg_client.cli.render import Output, bytes_text, count_text
+from dsg_client.cli.render import Output, bytes_text, count_text, plural
 
 
 @click.command(name="sync", epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 130))
@@ -76,7 +76,7 @@ def command(
 def _lines(result: Any, verbose: int) -> list[str]:
     changes = result.changes
     if result.state == "nothing":
-        return [f"Nothing to do: in step with s{result.seq} ({result.entries:,} files)."]
+        return [f"Nothing to do: in step with s{result.seq} ({plural(result.entries, 'file')})."]
     shown = changes.lines() if result.state == "dry-run" or verbose else changes.lines(limit=10)
     summary = count_text(
         [
@@ -87,8 +87,8 @@ def _lines(result: Any, verbose: int) -> list[str]:
         ]
     )
     if result.state == "dry-run":
-        return [*shown, f"Dry run: {summary}; nothing was changed."]
+        return [*shown, f"Dry run, nothing was changed. A sync would have {summary}."]
     if not changes:
-        return [f"In step with s{result.seq}: the same changes were already on both sides."]
+        return [f"In step with s{result.seq} ({plural(result.entries, 'file')}): nothing had to move."]
     where = f"s{result.seq}" if result.made_snapshot else f"at s{result.seq}"
     return [*shown, f"{where}: {summary}."]

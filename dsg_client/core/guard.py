@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from enum import Enum
+from typing import Any
 
 from attrs import frozen
 
@@ -41,6 +42,17 @@ class MassDeletion:
     entries: int
     folder: str = ""
     moved: int = 0
+
+    def fields(self) -> dict[str, Any]:
+        """For ``--json``, and for an error's facts."""
+        return {
+            "why": self.why.value,
+            "side": self.side.value,
+            "deleted": self.deleted,
+            "entries": self.entries,
+            "folder": self.folder,
+            "moved": self.moved,
+        }
 
     def explain(self) -> str:
         """One sentence, safe to show on a terminal."""
@@ -105,21 +117,9 @@ def refuse_mass_deletion(plan: Plan, vanished: Collection[str] = ()) -> None:
     if found:
         raise MassDeleteError(
             "; ".join(deletion.explain() for deletion in found),
-            hint="nothing was changed; look with 'dsg sync --dry-run', and if this is what you want, "
-            "run again with --allow-mass-delete",
-            facts={
-                "reasons": [
-                    {
-                        "why": d.why.value,
-                        "side": d.side.value,
-                        "deleted": d.deleted,
-                        "entries": d.entries,
-                        "folder": d.folder,
-                        "moved": d.moved,
-                    }
-                    for d in found
-                ]
-            },
+            hint="Nothing was changed. 'dsg status' lists them; if this is what you want, run again with "
+            "--allow-mass-delete.",
+            facts={"reasons": [deletion.fields() for deletion in found]},
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from dsg_client.core.conflict import Conflict, What
+from dsg_client.core.guard import MassDeletion
 from dsg_client.core.plan import Plan
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
@@ -121,6 +122,7 @@ class StatusResult:
     pending: str | None = None
     since: Mapping[int, SnapshotRecord] = _NO_RECORDS  # records after C's, where there are conflicts
     rotten: tuple[str, ...] = ()
+    guard: tuple[MassDeletion, ...] = ()  # why a sync would stop unless mass deletion is allowed
 
     def headline(self) -> str:
         """The first line."""
@@ -145,6 +147,7 @@ class StatusResult:
             "conflicts": [conflict_fields(c, self.since) for c in self.conflicts],
             "pending": self.pending,
             "rotten": list(self.rotten),
+            "mass_deletions": [deletion.fields() for deletion in self.guard],
         }
 
 

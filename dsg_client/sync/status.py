@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
+from dsg_client.core.guard import mass_deletions
 from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.results import Changes, StatusResult
@@ -20,6 +21,7 @@ from dsg_client.sync.survey import (
     plan_sync,
     records_since,
     tell_warnings,
+    vanished_folders,
 )
 from protocol.records import SnapshotRecord
 
@@ -73,4 +75,5 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
         pending=pending,
         since=since,
         rotten=tuple(scan.rotten),
+        guard=mass_deletions(plan, vanished_folders(plan, local, site.scope)),
     )
