@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigError, HeadMovedError, LockedError
-from tests.agent.client import Client, tree_of
+from tests.agent.client import Client, changes_of, merged, tree_of
 
 
 def test_an_empty_repository_and_two_commits(tmp_path: Path) -> None:
@@ -74,6 +74,34 @@ def test_one_of_two_wins(tmp_path: Path) -> None:
         three.open(repo)
         with pytest.raises(HeadMovedError):
             three.begin("tx-cccccccc", base)
+
+
+def test_one_agent_and_several_repositories(tmp_path: Path) -> None:
+    """Each has its own lock and its own transaction, side by side on one connection."""
+    with Client() as client, Client() as other:
+        bases = []
+        for name in ("one", "two"):
+            bases.append(client.init(tmp_path / name, repo_id=f"repo-{name}-0001"))
+            assert client.open(tmp_path / name) == bases[-1]
+        other.open(tmp_path / "two")
+        records = []
+        for handle, base in enumerate(bases, 1):
+            client.handle = handle
+            client.begin(f"tx-handle-{handle}", base)
+        with pytest.raises(LockedError):
+            other.begin("tx-other-0001", bases[1])
+        for handle in (1, 2):
+            client.handle = handle
+            puts = {"f": b"in %d" % handle}
+            changes = changes_of(puts, [], {}, 1)
+            client.stage(f"tx-handle-{handle}", changes, puts)
+            records.append(client.prepare(f"tx-handle-{handle}", merged(client.manifest(), changes)))
+        client.handle = 2
+        client.commit("tx-handle-2", records[1])
+        assert (tree_of(tmp_path / "one"), tree_of(tmp_path / "two")) == ({}, {"f": b"in 2"})
+        client.handle = 1
+        client.commit("tx-handle-1", records[0])
+        assert tree_of(tmp_path / "one") == {"f": b"in 1"}
 
 
 def test_init_refuses_what_is_not_empty(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ from tests.agent.client import (
     upload_body,
 )
 
+pytestmark = pytest.mark.slow
 TXID = "tx-hostile-01"
 
 

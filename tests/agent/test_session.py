@@ -19,6 +19,7 @@ from protocol.records import SnapshotRecord
 from protocol.wire_events import ResponseReceived
 from tests.agent.client import AgentGone, Client, changes_of, merged, tree_of, upload_body
 
+pytestmark = pytest.mark.slow
 TXID = "tx-session-01"
 
 # The agent with other clocks for its heartbeats and for the client's silence.
