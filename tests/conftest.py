@@ -1,6 +1,6 @@
 """What every test stands on: one seed for all randomness, a home of its own, no silent skips in CI.
 
-* ``--seed N`` replays a run; without it a fresh seed is drawn and printed at
+* ``--seed N`` (or ``DSG_SEED=N``) replays a run; without it a fresh seed is drawn and printed at
   the top. The fixtures :func:`seed` and :func:`rng` are derived from it, and
   Hypothesis uses it too.
 * ``@pytest.mark.slow``: real servers and many processes; ``make check``
@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*programs): programs that the test cannot do without")
     if config.option.seed is None:
-        config.option.seed = int(os.environ.get("DSG_TEST_SEED") or secrets.randbelow(1 << 32))
+        config.option.seed = int(os.environ.get("DSG_SEED") or secrets.randbelow(1 << 32))
     if getattr(config.option, "hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.option.seed)
 

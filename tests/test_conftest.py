@@ -30,7 +30,7 @@ def test_home(): print("home", os.environ["HOME"], os.environ.get("DSG_USER_NAME
 
 def run(folder: Path, *options: str, **environment: str) -> str:
     (folder / "test_sample.py").write_text(SAMPLE)
-    base = {name: value for name, value in os.environ.items() if name not in ("CI", "DSG_TEST_SEED")}
+    base = {name: value for name, value in os.environ.items() if name not in ("CI", "DSG_SEED")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-rA", *options],
         cwd=folder,
@@ -53,7 +53,7 @@ def test_a_run_prints_its_seed_and_replays_from_it(tmp_path: Path) -> None:
     printed = re.search(r"seed: (\d+) \(replay with --seed \1\)", first)
     assert printed is not None
     assert drawn(run(tmp_path, "--seed", printed[1])) == drawn(first)
-    assert drawn(run(tmp_path, DSG_TEST_SEED=printed[1])) == drawn(first)
+    assert drawn(run(tmp_path, DSG_SEED=printed[1])) == drawn(first)
     assert drawn(run(tmp_path, "--seed", str(int(printed[1]) + 1))) != drawn(first)
 
 
