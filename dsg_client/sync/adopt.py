@@ -10,11 +10,13 @@ from attrs import frozen
 
 from dsg_client.core.merge import Edit, edited
 from dsg_client.remote.calls import RemoteRepo
+from dsg_client.sync.deciding import commit_there
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.settling import settle_leftover
 from dsg_client.sync.site import Site
 from dsg_client.sync.survey import Head, ask_head
-from protocol.errors import DsgError, InDoubtError, LinkLostError, Outcome, RemoteProtocolError
+from dsg_client.sync.threads import all_over
+from protocol.errors import DsgError, InterruptedSyncError, Outcome, RemoteProtocolError
 from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.paths import sort_key
@@ -83,7 +85,6 @@ def _in_scope(site: Site, found: OutsideChanges) -> Adopted:
 async def _adopt_once(site: Site, repo: RemoteRepo, head: Head, message: str) -> tuple[Adopted, bool]:
     """One transaction; (what it took in, whether there is more)."""
     txid = secrets.token_hex(16)
-    committing = False
     try:
         begun = await repo.begin(txid, base=head.record.digest, user=site.user, host=site.host, adopt=True)
         for note in begun.notes:
@@ -108,22 +109,25 @@ async def _adopt_once(site: Site, repo: RemoteRepo, head: Head, message: str) ->
         record = SnapshotRecord.from_bytes(raw)
         if (record.txid, record.manifest) != (txid, merged.digest):
             raise RemoteProtocolError("the server prepared another snapshot than the one that was asked for")
-        committing = True
-        done = await repo.commit(txid, record.digest)
-        for note in done.notes:
-            site.emit(Note(note, warning=True))
-    except LinkLostError as lost:
-        if not committing:
-            raise
-        raise InDoubtError(
-            f"{lost.message}; whether the server has adopted the changes is not known",
-            hint="Nothing here was to change. Run 'dsg adopt' again: it finds what is left to do.",
-        ) from lost
-    except (DsgError, asyncio.CancelledError) as error:
-        if not committing and not (isinstance(error, DsgError) and error.outcome is not Outcome.ABORTED):
-            await _undo(repo, txid)
+    except (DsgError, asyncio.CancelledError):
+        await _undo(repo, txid)
         raise
+    await _commit(site, repo, txid, record)
     return Adopted(record.seq, found.modified, found.deleted, found.added), bool(begun.outside.more)
+
+
+async def _commit(site: Site, repo: RemoteRepo, txid: str, record: SnapshotRecord) -> None:
+    """Commit; once that began, a cancellation waits for its end."""
+    committing = asyncio.ensure_future(commit_there(site, repo, txid, record))
+    cancelled = await all_over([committing])
+    for note in committing.result():
+        site.emit(Note(note, warning=True))
+    if cancelled:
+        raise InterruptedSyncError(
+            f"interrupted while s{record.seq} was being committed; it is complete",
+            outcome=Outcome.COMMITTED,
+            facts={"seq": record.seq},
+        )
 
 
 async def _undo(repo: RemoteRepo, txid: str) -> None:

@@ -18,7 +18,7 @@ from dsg_client.sync.events import Attempt, Emit, Note, Phase, PhaseStarted, Pla
 from dsg_client.sync.localside import storage_errors
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.results import Changes, SyncResult
-from dsg_client.sync.settling import held_notes, settle_leftover
+from dsg_client.sync.settling import finish_there, held_notes, settle_leftover
 from dsg_client.sync.site import Site
 from dsg_client.sync.survey import (
     Head,
@@ -31,6 +31,7 @@ from dsg_client.sync.survey import (
     refuse_mass_delete,
     tell_warnings,
 )
+from dsg_client.sync.threads import all_over, to_the_end
 from dsg_client.sync.transaction import Base, Done, Transaction
 from protocol.errors import (
     DsgError,
@@ -79,7 +80,8 @@ async def sync(site: Site, options: SyncOptions, emit: Emit) -> SyncResult:
     failed = replans = 0
     while True:
         try:
-            return await _attempt(site, options)
+            with storage_errors("The sync"):
+                return await _attempt(site, options)
         except DsgError as error:
             if not error.transient or error.outcome is not Outcome.ABORTED:
                 raise
@@ -103,12 +105,14 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             await settle_leftover(site)
         cache = site.cache()
         if options.normalize and not options.dry_run:
-            await asyncio.to_thread(_normalize, site, cache.manifest.algorithm)
+            await to_the_end(_normalize, site, cache.manifest.algorithm)
         site.emit(PhaseStarted(Phase.CONNECT))
         scan = site.scan(cache.manifest.algorithm)
 
         async def ask() -> tuple[RemoteRepo, Head]:
             repo = await stack.enter_async_context(site.connect())
+            if not options.dry_run:
+                await finish_there(site, repo)
             return repo, await ask_head(repo, cache, str(site.address))
 
         looking = look_at_local(site, scan, cache.manifest.algorithm)
@@ -156,7 +160,7 @@ async def _carry_out(
 ) -> SyncResult:
     changes = Changes.of(plan)
     if not changes:
-        return await asyncio.to_thread(_cache_only, site, cache, head, local, plan)
+        return await to_the_end(_cache_only, site, cache, head, local, plan)
     base = Base(head.record, head.manifest, cache.manifest, site.scope.digest)
     done = await carry_out(site, repo, plan, base, local, message=options.message)
     for note in done.notes:
@@ -282,18 +286,15 @@ async def abreast(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U])
     except BaseException:
         await _stop(tasks)
         raise
-    await _stop(list(pending))
+    if await _stop(list(pending)):
+        raise asyncio.CancelledError
     for task in tasks:
         if task in done:
             task.result()
     return tasks[0].result(), tasks[1].result()
 
 
-async def _stop(tasks: list[asyncio.Task[Any]]) -> None:
+async def _stop(tasks: list[asyncio.Task[Any]]) -> bool:
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()
+    return await all_over(tasks)

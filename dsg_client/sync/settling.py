@@ -6,9 +6,11 @@ import asyncio
 from typing import Any
 
 from dsg_client.local.index import IndexChanges
+from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Note, Phase, PhaseStarted
 from dsg_client.sync.localside import Settled, settle, storage_errors
 from dsg_client.sync.site import Site
+from dsg_client.sync.threads import to_the_end
 from protocol.errors import DsgError, InDoubtError, IntegrityError, LockedError, WrongRepositoryError
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
@@ -24,7 +26,7 @@ from protocol.tree.change import (
 )
 from protocol.tree.fs import TreeFS
 
-__all__ = ["ask_outcome", "describe_pending", "drop_prepared", "settle_leftover"]
+__all__ = ["ask_outcome", "describe_pending", "drop_prepared", "finish_there", "settle_leftover"]
 
 # An agent that lost its client aborts within 60 s, or finishes the commit it has begun.
 _RUNNING_LIMIT = 75.0
@@ -41,7 +43,8 @@ def drop_prepared(tree: TreeFS, txid: str) -> None:
 async def ask_outcome(site: Site, txid: str, record: SnapshotRecord) -> str:
     """Ask the server on a new connection: ``committed`` or ``aborted``, each of them final.
 
-    InDoubtError when it cannot be asked, or does not know within 75 s.
+    InDoubtError when it cannot be asked, or does not know within 75 s. A commit
+    that a dead agent left unapplied is carried out on the way.
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + _RUNNING_LIMIT
@@ -62,6 +65,8 @@ async def ask_outcome(site: Site, txid: str, record: SnapshotRecord) -> str:
                     except LockedError:
                         found = None  # another sync runs: whether ours was undone is said under the lock
                     if found is not None and found.outcome != "running":
+                        if found.outcome == "committed":
+                            await finish_there(site, repo)
                         return str(found.outcome)
                     if loop.time() > give_up:
                         raise InDoubtError(
@@ -78,6 +83,26 @@ async def ask_outcome(site: Site, txid: str, record: SnapshotRecord) -> str:
                 "settles this first. If it is gone for good: 'dsg recover --abandon'.",
                 facts={"txid": txid, "cause": error.to_wire()},
             ) from error
+
+
+async def finish_there(site: Site, repo: RemoteRepo) -> None:
+    """Let the server carry out a commit that a dead agent left unapplied.
+
+    Without it, those who read the repository's plain folder would wait for the
+    next one who uploads. What keeps the server from it is told, not raised:
+    through DSG the commit can be read as it is.
+    """
+    if not repo.opened.unapplied or repo.opened.role == "read":
+        return
+    try:
+        notes = await repo.recover()
+    except LockedError:
+        return  # somebody is at it
+    except DsgError as error:
+        site.emit(Note(f"the server has yet to finish an earlier sync: {error.message}", warning=True))
+        return
+    for note in notes:
+        site.emit(Note(f"server: {note}"))
 
 
 def describe_pending(tree: TreeFS) -> str | None:
@@ -101,7 +126,7 @@ async def settle_leftover(site: Site, *, abandon: bool = False) -> list[str]:
     with storage_errors("Looking for an interrupted sync"):
         found = read_journal(site.tree)
     if found is None:
-        await asyncio.to_thread(_sweep, site.tree)
+        await to_the_end(_sweep, site.tree)
         return []
     state, journal = found
     site.emit(PhaseStarted(Phase.RECOVER))
@@ -109,7 +134,7 @@ async def settle_leftover(site: Site, *, abandon: bool = False) -> list[str]:
     notes = await _settle_found(site, state, journal, abandon=abandon, copied=copied)
     for note in notes:
         site.emit(Note(note))
-    await asyncio.to_thread(_sweep, site.tree)
+    await to_the_end(_sweep, site.tree)
     return notes
 
 
@@ -119,26 +144,26 @@ async def _settle_found(
     label = f"the interrupted sync (s{journal.meta.get('seq')})"
     if state is JournalState.PREPARED:
         if not journal.meta.get("remote") or abandon:
-            await asyncio.to_thread(_discard, site.tree)
+            await to_the_end(_discard, site.tree)
             word = "given up" if abandon else "undone: it had not been decided"
             return [f"{label} was {word}; nothing here had changed"]
         outcome = await ask_outcome(site, journal.txid, _record(journal.meta))
         if outcome == "aborted":
-            await asyncio.to_thread(_discard, site.tree)
+            await to_the_end(_discard, site.tree)
             return [f"{label} was undone: the server had not committed it"]
         if not copied:
-            await asyncio.to_thread(_decide, site.tree)
+            await to_the_end(_decide, site.tree)
     if copied:
         # Stats and inodes of the original say nothing here. Without the journal the next sync compares
         # this folder with the repository as it is, and finds the same changes again.
-        await asyncio.to_thread(_set_aside, site.tree, journal, state)
+        await to_the_end(_set_aside, site.tree, journal, state)
         note = (
             f"{label} was committed, but this folder is a copy of the one that it ran in: its journal was "
             f"dropped, and the files that it had staged or replaced are in .dsg/replaced/{journal.txid}; "
             "this sync compares everything anew"
         )
         return [note]
-    settled = await asyncio.to_thread(_forward, site, journal)
+    settled = await to_the_end(_forward, site, journal)
     notes = [f"{label} was finished: the server had committed it"]
     return notes + held_notes(settled)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
 
 from attrs import frozen
 
@@ -23,19 +22,20 @@ from dsg_client.core.plan import Plan
 from dsg_client.local.cache import Cache
 from dsg_client.local.index import IndexChanges
 from dsg_client.remote.calls import RemoteRepo
+from dsg_client.sync.deciding import commit_there
 from dsg_client.sync.events import Note, Phase, PhaseStarted
-from dsg_client.sync.localside import LocalSide, Settled, settle
+from dsg_client.sync.localside import LocalSide, Settled, settle, storage_error
 from dsg_client.sync.localtree import LocalTree
-from dsg_client.sync.settling import ask_outcome
 from dsg_client.sync.site import Site
+from dsg_client.sync.threads import all_over, to_the_end
 from dsg_client.sync.transfer import Meter, fetch, send
 from protocol.digest import DEFAULT
 from protocol.errors import (
     DsgError,
     InDoubtError,
     IntegrityError,
+    InternalError,
     InterruptedSyncError,
-    LinkLostError,
     LocalChangedError,
     Outcome,
     OutsideChangeError,
@@ -51,8 +51,6 @@ from protocol.tree.change import JournalState, read_journal
 from protocol.tree.send import Source, payloads
 
 __all__ = ["Base", "Done", "Transaction"]
-
-T = TypeVar("T")
 
 
 @frozen
@@ -109,17 +107,18 @@ class Transaction:
         self._begun = False
         self._journaled = False
         self._sent = False
+        self._decided = False  # the one or the other side's journal says so
         self._over = False
         self._notes: list[str] = []
 
     # Begin.
 
     async def __aenter__(self) -> Transaction:
-        await self._in_thread(self._local.check_room)
+        await to_the_end(self._local.check_room)
         try:
             if self._plan.changes_remote:
                 await self._begin()
-            await self._in_thread(self._local.open)
+            await to_the_end(self._local.open)
         except BaseException:
             await self._roll_back()
             raise
@@ -179,8 +178,8 @@ class Transaction:
             rows = [(entry.path, entry.content, entry.size) for entry in self._local.wanted]
             async with self._repo.get_files(self._base.head.seq, rows) as download:
                 await fetch(download, self._local.arrivals, self._meter)
-        await self._in_thread(self._local.stage_rest)
-        await self._in_thread(self._site.failpoints.reach, Step.DOWNLOADED)
+        await to_the_end(self._local.stage_rest)
+        await to_the_end(self._site.failpoints.reach, Step.DOWNLOADED)
 
     def _compression(self) -> str:
         return "zstd" if "zstd" in self._repo.agent.session.features else "zlib"
@@ -190,19 +189,21 @@ class Transaction:
     async def sync_metadata(self) -> None:
         """Make both sides' staging durable, let the server prepare, and write the journal here."""
         self._site.emit(PhaseStarted(Phase.COMMIT))
-        flushing = asyncio.ensure_future(self._in_thread(self._local.flush))
+        flushing = asyncio.ensure_future(to_the_end(self._local.flush))
         try:
             if self._plan.changes_remote:
                 await self._prepare_remote()
-            await self._in_thread(self._stage_cache)
+            await to_the_end(self._stage_cache)
         finally:
-            await asyncio.wait([flushing])
+            cancelled = await all_over([flushing])
+        if cancelled:
+            raise asyncio.CancelledError
         flushing.result()
-        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_FLUSHED)
-        await self._in_thread(self._local.check_unchanged)
-        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_CHECKED)
-        await self._in_thread(self._write_journal)
-        await self._in_thread(self._site.failpoints.reach, Step.LOCAL_PREPARED)
+        await to_the_end(self._site.failpoints.reach, Step.LOCAL_FLUSHED)
+        await to_the_end(self._local.check_unchanged)
+        await to_the_end(self._site.failpoints.reach, Step.LOCAL_CHECKED)
+        await to_the_end(self._write_journal)
+        await to_the_end(self._site.failpoints.reach, Step.LOCAL_PREPARED)
 
     async def _prepare_remote(self) -> None:
         plan, base = self._plan, self._base
@@ -210,7 +211,7 @@ class Transaction:
         def merge() -> Manifest:
             return Manifest.from_entries(plan.merged_remote(base.manifest), base.manifest.algorithm)
 
-        self._merged = await self._in_thread(merge)
+        self._merged = await to_the_end(merge)
         raw = await self._repo.prepare(
             self._txid,
             manifest=self._merged.digest,
@@ -270,7 +271,12 @@ class Transaction:
                 if not interrupted:
                     self._site.emit(Note("finishing the commit that has begun ..."))
                 interrupted = True
-        done = committing.result()
+        try:
+            done = committing.result()
+        except DsgError:
+            raise
+        except Exception as error:
+            raise self._unforeseen(error) from error
         if interrupted:
             raise InterruptedSyncError(
                 f"interrupted while s{done.record.seq} was being committed; it is complete",
@@ -279,17 +285,34 @@ class Transaction:
             )
         return done
 
+    def _unforeseen(self, error: Exception) -> DsgError:
+        """A fault that nobody expected while committing: what became of the sync is told all the same."""
+        if self._sent and not self._decided:
+            return InDoubtError(
+                f"whether the server committed this sync is not known: {type(error).__name__}: {error}",
+                hint="Nothing was changed here. Run 'dsg sync' again: it settles this first.",
+                facts={"txid": self._txid},
+            )
+        outcome = Outcome.COMMITTED if self._decided else Outcome.ABORTED
+        if isinstance(error, OSError):
+            failure: DsgError = storage_error("Carrying out the sync", error)
+        else:
+            failure = InternalError(f"{type(error).__name__}: {error}", hint="This is a bug in DSG.")
+        failure.outcome = outcome
+        return failure
+
     async def _commit(self) -> Done:
         if self._plan.changes_remote:
             await self._decide_remote()
+            self._decided = True
         try:
-            await self._in_thread(self._decide_local)
-            self._over = True
-            await self._in_thread(self._site.failpoints.reach, Step.LOCAL_DECIDED)
+            await to_the_end(self._decide_local)
+            self._over = self._decided = True
+            await to_the_end(self._site.failpoints.reach, Step.LOCAL_DECIDED)
             self._site.emit(PhaseStarted(Phase.APPLY))
-            settled = await self._in_thread(self._settle)
+            settled = await to_the_end(self._settle)
         except DsgError as error:
-            if self._over or self._sent:
+            if self._decided:
                 # Whatever stopped us here: the transaction holds, and the next command goes on with it.
                 error.outcome = Outcome.COMMITTED
             raise
@@ -306,43 +329,11 @@ class Transaction:
 
     async def _decide_remote(self) -> None:
         self._sent = True
-        sending = asyncio.ensure_future(self._repo.commit(self._txid, self._record.digest))
-        await asyncio.sleep(0)  # the request is written before the failpoint can stop us
-        await self._in_thread(self._site.failpoints.reach, Step.COMMIT_SENT)
         try:
-            committed = await sending
-        except LinkLostError as lost:
-            await self._resolve(lost)
-            return
-        except DsgError as refused:
-            if refused.outcome is Outcome.COMMITTED:
-                self._notes.append(f"the server committed, and then reported: {escape(refused.message)}")
-            elif refused.outcome is Outcome.IN_DOUBT:
-                await self._resolve(refused)
-            else:
-                self._sent = False  # the server has undone it
-                raise
-            return
-        if committed.record != self._record.to_bytes():
-            raise InDoubtError(
-                "the server answered the commit with another record than the prepared one",
-                hint="Run 'dsg recover'; it asks the server again.",
-            )
-        self._notes += committed.notes
-
-    async def _resolve(self, lost: DsgError) -> None:
-        """After a lost answer: ask on a new connection; returns when it was committed."""
-        self._site.emit(Note(f"{lost.message}; asking whether the server committed ..."))
-        found = await ask_outcome(self._site, self._txid, self._record)
-        if found == "committed":
-            return
-        self._sent = False
-        raise type(lost)(
-            f"{lost.message} (before the server had decided)",
-            hint=lost.hint,
-            facts=lost.facts,
-            outcome=Outcome.ABORTED,
-        )
+            self._notes += await commit_there(self._site, self._repo, self._txid, self._record)
+        except DsgError as error:
+            self._sent = error.outcome is not Outcome.ABORTED
+            raise
 
     def _settle(self) -> Settled:
         site = self._site
@@ -379,14 +370,10 @@ class Transaction:
                     await asyncio.wait_for(self._repo.abort(self._txid), 30)
                 except (DsgError, TimeoutError):
                     pass  # the agent undoes it by itself when the connection ends
-            await self._in_thread(self._undo_local)
+            await to_the_end(self._undo_local)
 
         undoing = asyncio.ensure_future(undo())
-        while not undoing.done():
-            try:
-                await asyncio.wait([undoing])
-            except asyncio.CancelledError:
-                continue
+        await all_over([undoing])
         undoing.result()
 
     def _undo_local(self) -> None:
@@ -395,17 +382,6 @@ class Transaction:
         if self._journaled:
             drop_prepared(self._site.tree, self._txid)
         self._local.abandon()
-
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """Run ``work`` in a thread, to its end even when this task is cancelled meanwhile."""
-        running = asyncio.get_running_loop().run_in_executor(None, work, *args)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            if not running.cancelled():
-                running.exception()
-            raise
 
 
 def outside_error(outside: OutsideChanges) -> OutsideChangeError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from typing import TypeVar
 
 from attrs import define
 
 from dsg_client.remote.calls import Download, Upload
 from dsg_client.sync.events import Emit, Phase, Progress
+from dsg_client.sync.threads import all_over, over
 from protocol.codec import Buffer
 from protocol.compress import Compressor, inflate
 from protocol.errors import LocalChangedError
@@ -40,7 +42,7 @@ class Meter:
         self.emit(Progress(Phase.TRANSFER, self.files, self.files_total, self.bytes, self.bytes_total))
 
 
-async def stepped(steps: Iterator[T]) -> AsyncIterator[T]:
+async def stepped(steps: Iterator[T]) -> AsyncGenerator[T]:
     """Run an iterator in a thread, always one step ahead of its consumer."""
     loop = asyncio.get_running_loop()
     end: list[T] = []
@@ -50,14 +52,13 @@ async def stepped(steps: Iterator[T]) -> AsyncIterator[T]:
 
     ahead = loop.run_in_executor(None, step)
     try:
-        while (item := await ahead) is not end:
+        while (item := await over(ahead)) is not end:
             ahead = loop.run_in_executor(None, step)
             yield item  # type: ignore[misc]  # the sentinel was sorted out above
     finally:
         # The thread must be done with its files before anyone undoes anything.
-        await asyncio.wait([ahead])
-        if not ahead.cancelled():
-            ahead.exception()
+        if await all_over([ahead]):
+            raise asyncio.CancelledError
 
 
 async def send(upload: Upload, payloads: Iterator[bytes], algorithm: str, meter: Meter) -> None:
@@ -72,10 +73,11 @@ async def send(upload: Upload, payloads: Iterator[bytes], algorithm: str, meter:
             yield *compressor.compress(payload), len(payload)
 
     try:
-        async for payload, flags, size in stepped(compressed()):
-            if not await upload.send(payload, flags):
-                break  # the agent says why in its response
-            meter.add(size=size)
+        async with aclosing(stepped(compressed())) as steps:
+            async for payload, flags, size in steps:
+                if not await upload.send(payload, flags):
+                    break  # the agent says why in its response
+                meter.add(size=size)
     except SourceChanged as error:
         raise changed_error([error.path]) from None
 
@@ -94,19 +96,17 @@ async def fetch(download: Download, arrivals: Arrivals, meter: Meter) -> None:
     try:
         while (piece := await download.receive()) is not None:
             if working is not None:
-                files, size = await working
+                files, size = await over(working)
                 meter.add(files=files, size=size)
             working = loop.run_in_executor(None, take, piece.payload, piece.flags)
             working.add_done_callback(_gives_back(download, piece))
         if working is not None:
-            files, size = await working
+            files, size = await over(working)
             meter.add(files=files, size=size)
     finally:
         # The thread must be done with its files before anyone undoes anything.
-        if working is not None:
-            await asyncio.wait([working])
-            if not working.cancelled():
-                working.exception()
+        if working is not None and await all_over([working]):
+            raise asyncio.CancelledError
     arrivals.end()
 
 
