@@ -127,33 +127,33 @@ def main() -> None:
     except click.UsageError as error:
         where = f"\n{error.ctx.get_usage()}" if error.ctx else ""
         command = error.ctx.command_path if error.ctx else "dsg"
-        status = output.error(
+        status = state["output"].error(
             UsageError(error.format_message(), hint=f"'{command} --help' explains the options.{where}")
         )
     except click.ClickException as error:
-        status = output.error(UsageError(error.format_message()))
+        status = state["output"].error(UsageError(error.format_message()))
     except DsgError as error:
-        status = output.error(error)
+        status = state["output"].error(error)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        status = output.error(InterruptedSyncError("interrupted", hint="Nothing was changed."))
+        status = state["output"].error(InterruptedSyncError("interrupted", hint="Nothing was changed."))
     except BrokenPipeError:
         sys.stderr.close()
         status = 141
     except Exception as error:  # noqa: BLE001 - the last net: a bug is reported as one
         import traceback
 
-        status = output.error(
+        status = state["output"].error(
             InternalError(
                 f"{type(error).__name__}: {error}",
                 hint="This is a bug in DSG. Nothing is lost: 'dsg recover' settles what was open. "
                 "Please report it with the lines below.\n" + traceback.format_exc(),
             )
         )
-    _log(arguments, int(status or 0), time.monotonic() - begun, output, state["output"])
+    _log(arguments, int(status or 0), time.monotonic() - begun, state["output"])
     output.leave(int(status or 0))
 
 
-def _log(arguments: list[str], status: int, seconds: float, output: Output, used: Output) -> None:
+def _log(arguments: list[str], status: int, seconds: float, used: Output) -> None:
     """A line in the client's log, when something was changed or went wrong."""
     if not (used.worth_logging or status not in (0, 2, 20)):
         return
@@ -165,7 +165,7 @@ def _log(arguments: list[str], status: int, seconds: float, output: Output, used
         folder=os.getcwd(),
         status=status,
         seconds=round(seconds, 3),
-        error=output.failure,
+        error=used.failure,
         notes=used.notes,
         **used.log_fields,
     )

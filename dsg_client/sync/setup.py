@@ -300,9 +300,9 @@ async def _clone_site(
     workdir = open_workdir(root)
     site = Site(workdir, load_config(root, options=given), emit=emit)
     with site.workdir.lock("dsg clone"):
-        await settle_leftover(site)
+        settled = await settle_leftover(site)
         cache = site.cache()
-        if cache.repo_id != record.repo_id or len(cache):
+        if cache.repo_id != record.repo_id or (len(cache) and not settled):
             raise ConfigError(
                 f"'{escape(str(root))}' is a DSG working folder already, last in step with s{cache.seq}",
                 hint="'dsg sync' brings it in step.",
@@ -332,6 +332,10 @@ def _refuse_conflicts(plan: Plan) -> None:
 
 
 async def _clone_into(site: Site, repo: RemoteRepo, head: Head) -> Cloned:
+    cache = site.cache()
+    if len(cache):
+        # An interrupted clone was decided, and settling has just finished it.
+        return Cloned(str(site.address), cache.repo_id, str(site.root), cache.seq, 0, len(cache), 0)
     algorithm = head.manifest.algorithm
     scan = site.scan(algorithm)
     local = await look_at_local(site, scan, algorithm)
