@@ -14,7 +14,7 @@ from dsg_remote_agent.call import Call
 from dsg_remote_agent.roots import Roots
 from dsg_remote_agent.storage.base import Claim, Repository, Transaction
 from dsg_remote_agent.storage.faults import explain
-from protocol.errors import NotPermittedError, RemoteProtocolError
+from protocol.errors import DsgError, NotPermittedError, RemoteProtocolError
 from protocol.messages import METHODS, Phase, Role, parse_request, to_wire
 from protocol.transaction import TRANSITIONS, Failpoints
 
@@ -90,13 +90,17 @@ class Agent:
 
     def close(self) -> None:
         """Abort what is open and let every lock go."""
+        failures = []
         for opened in self.opened.values():
             try:
                 if opened.transaction is not None:
                     opened.transaction.abort()
-            finally:
-                opened.repository.close()
+            except (OSError, DsgError) as error:
+                failures.append(error)  # the next agent does it; the others are still to be closed
+            opened.repository.close()
         self.opened.clear()
+        if failures:
+            raise failures[0]
 
     def repository(self, handle: int) -> Opened:
         """What the client opened under this number; RemoteProtocolError when it did not."""

@@ -78,7 +78,7 @@ class DirectoryRepository:
             head = place.chain.head()
             planned = _planned_paths(place.tree) if head.unapplied else frozenset()
             manifest = place.manifest(head, head.seq)
-            index = StatIndex.load(place.tree, head.digest, len(manifest))
+            index = place.index(head, manifest)
             seen = examine(place.tree, manifest, index, note=notice, passed_over=planned.__contains__)
             after = place.chain.head()
             if not seen.outside or (after.digest, after.unapplied) == (head.digest, head.unapplied):

@@ -11,6 +11,7 @@ from dsg_remote_agent.storage.layout import (
     AREA,
     FORMAT_FILE,
     HEAD,
+    INIT_PREFIX,
     LOCK,
     MANIFESTS,
     OBJECTS,
@@ -99,7 +100,7 @@ def make_repository(
         changed=0,
         deleted=0,
     )
-    beside = f".dsg-init-{marker.repo_id}"
+    beside = f"{INIT_PREFIX}{marker.repo_id}"
     tree.mkdir(beside)
     for folder in (RECORDS, MANIFESTS, OBJECTS, STAGING, TMP):
         tree.make_folders(_in(beside, folder))

@@ -118,7 +118,7 @@ class DirectoryTransaction:
                 wanted += change.size if change.kind == FILE else 0
             self._rows.append(change)
         free = self.free
-        if wanted + _SPARE_BYTES > free:
+        if wanted and wanted + _SPARE_BYTES > free:
             raise RemoteStorageError(
                 f"the changes need {wanted + _SPARE_BYTES:,} bytes; {self._place.shown} has {free:,} free",
                 hint="free space on the server and sync again; nothing was changed",
@@ -155,6 +155,7 @@ class DirectoryTransaction:
         tree = place.tree
         self._refuse_unadopted()
         self._notice("verifying")
+        self._actions = _Spool()
         merged = merge(self._manifest, self._index, self._changes(), self._plan)
         if merged.digest != manifest:
             raise IntegrityError(
@@ -245,6 +246,11 @@ class DirectoryTransaction:
         if entry is None:
             return None
         if entry.kind != FILE:
+            if not self._place.tree.capabilities.symlinks:
+                raise RemoteStorageError(
+                    f"{escape(entry.path)} is a link, and the server's file system cannot hold links",
+                    hint="ignore the link, or keep the repository on another file system",
+                )
             return self._staging.link(step.number, entry.content.decode())
         staged = self._arrivals.staged(step.number) if self._arrivals is not None else None
         if staged is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dsg_remote_agent.storage.layout import MANIFESTS, manifest_path, record_path
-from dsg_remote_agent.storage.place import Place, staged_manifest
+from dsg_remote_agent.storage.place import Place, RowsByPath, staged_manifest
 from dsg_remote_agent.storage.statindex import (
     UNKNOWN,
     IndexRow,
@@ -19,7 +19,7 @@ from dsg_remote_agent.storage.statindex import (
     row_of,
 )
 from protocol.errors import IntegrityError
-from protocol.manifest import Entry, Manifest
+from protocol.manifest import Manifest
 from protocol.paths import escape, sort_key
 from protocol.records import MAX_RECORD_BYTES, SnapshotRecord
 from protocol.transaction import Step
@@ -59,9 +59,16 @@ def settle(place: Place) -> list[str]:
             tree.flush_folder(AREA)
             notes.append(f"finished the committed transaction {journal.txid}")
             notes += carry_out(place, journal, None, {})
-    if sweep(tree):
+    if sweep(tree, _Probes()):
         notes.append("removed what unfinished transactions had left in staging")
     return notes
+
+
+class _Probes:
+    """Names in ``.dsg/tmp`` by which a reader is just trying out the file system: it has no lock."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.startswith("probe-")
 
 
 def record_of(place: Place, journal: Journal) -> SnapshotRecord:
@@ -142,7 +149,7 @@ def _stored(place: Place, record: SnapshotRecord) -> tuple[Manifest, StatIndex] 
     raw = place.tree.read_bytes(record_path(record.seq - 1), MAX_RECORD_BYTES)
     manifest = place.published(SnapshotRecord.from_bytes(raw, record.parent))
     if found is None or found[0] != record.parent or len(found[1]) != len(manifest):
-        return manifest, StatIndex(bytes(32 * len(manifest)))
+        return manifest, StatIndex.unknown(len(manifest))
     return manifest, found[1]
 
 
@@ -153,7 +160,7 @@ def _rows(
     new: Manifest,
     adopted: Mapping[str, IndexRow],
 ) -> Iterator[IndexRow]:
-    base = _Ahead(zip(*known, strict=True))
+    base = RowsByPath(zip(*known, strict=True))
     actions = _Actions(iter(journal.actions))
     for entry in new:
         key = sort_key(entry.path)
@@ -174,23 +181,6 @@ def _row_after(place: Place, action: Action) -> IndexRow:
         return UNKNOWN
     # Only what the transaction itself put there is known; anything else is to be looked at.
     return row_of(stat) if action.after is not None and action.after.is_at(stat) else UNKNOWN
-
-
-class _Ahead:
-    """Base entries with their rows, looked up in ascending order of path."""
-
-    def __init__(self, pairs: Iterator[tuple[Entry, IndexRow]]) -> None:
-        self._pairs = pairs
-        self._next = next(pairs, None)
-
-    def at(self, path: str, key: str) -> IndexRow:
-        while self._next is not None and self._next[0].path != path and sort_key(self._next[0].path) < key:
-            self._next = next(self._pairs, None)
-        if self._next is not None and self._next[0].path == path:
-            row = self._next[1]
-            self._next = next(self._pairs, None)
-            return row
-        return UNKNOWN
 
 
 class _Actions:

@@ -10,7 +10,7 @@ from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.layout import READERS_LOCK, object_path
 from dsg_remote_agent.storage.outside import READ_BYTES, row_if
 from dsg_remote_agent.storage.place import Place
-from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
+from dsg_remote_agent.storage.statindex import IndexRow
 from protocol.digest import hasher
 from protocol.errors import IntegrityError, LockedError
 from protocol.manifest import FILE, Manifest
@@ -173,8 +173,7 @@ class _Live:
 
     def __init__(self, place: Place, head: Head) -> None:
         manifest = place.manifest(head, head.seq)
-        index = StatIndex.load(place.tree, head.digest, len(manifest))
-        self._pairs = zip(manifest, index, strict=True)
+        self._pairs = zip(manifest, place.index(head, manifest), strict=True)
         self._next = next(self._pairs, None)
 
     def row_of(self, wanted: Wanted) -> IndexRow | None:

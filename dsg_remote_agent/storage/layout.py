@@ -23,6 +23,7 @@ __all__ = [
     "FORMAT_FILE",
     "HEAD",
     "INDEX",
+    "INIT_PREFIX",
     "LOCK",
     "LOCK_HOLDER",
     "MANIFESTS",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 AREA = ".dsg"
+INIT_PREFIX = ".dsg-init-"
 FORMAT_FILE = ".dsg/format"
 LOCK = ".dsg/lock"
 LOCK_HOLDER = ".dsg/lock.holder"

@@ -8,6 +8,7 @@ from itertools import chain
 from attrs import define, field, frozen
 
 from dsg_remote_agent.storage.base import MAX_SHOWN
+from dsg_remote_agent.storage.layout import AREA, INIT_PREFIX
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
 from protocol.digest import hasher
 from protocol.manifest import FILE, LINK, Entry, Manifest
@@ -22,8 +23,8 @@ MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
 
 
 def is_ours(name: str) -> bool:
-    """Whether a name at the top of the repository belongs to DSG."""
-    return name.lower().startswith(".dsg")
+    """Whether a name at the repository's top is DSG's own: its area, or what a crash left of making one."""
+    return name == AREA or name.startswith((INIT_PREFIX, ".dsg-probe-"))
 
 
 def live_paths(tree: TreeFS) -> Iterator[tuple[str, Stat]]:

@@ -9,12 +9,14 @@ from attrs import field, frozen
 from dsg_remote_agent.storage.chain import Chain, Head
 from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path, stands
 from dsg_remote_agent.storage.manifests import damaged, inflate_blocks, read_blocks
-from protocol.manifest import Manifest
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex
+from protocol.manifest import Entry, Manifest
+from protocol.paths import sort_key
 from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints
 from protocol.tree.fs import TreeFS
 
-__all__ = ["Place"]
+__all__ = ["Place", "RowsByPath", "staged_manifest"]
 
 
 @frozen
@@ -65,6 +67,44 @@ class Place:
         """The manifest of a snapshot from its own place; FileNotFoundError when it is not there."""
         blocks = read_blocks(self.tree, manifest_path(record.seq), self.shown)
         return inflate_blocks(blocks, record.manifest, record.seq, self.shown)
+
+    def index(self, head: Head, manifest: Manifest) -> StatIndex:
+        """The stat index for the head's ``manifest``.
+
+        Of an unapplied head: the rows of the snapshot before it for what the
+        two have in common, as its own index is written when it is applied.
+        """
+        index = StatIndex.load_any(self.tree)
+        if index is not None and index[0] == head.digest and len(index[1]) == len(manifest):
+            return index[1]
+        if index is None or not head.unapplied or index[0] != head.record.parent:
+            return StatIndex.unknown(len(manifest))
+        base = self.manifest(head, head.seq - 1)
+        if len(base) != len(index[1]):
+            return StatIndex.unknown(len(manifest))
+        rows = RowsByPath(zip(base, index[1], strict=True))
+        made = StatIndex()
+        for entry in manifest:
+            row = rows.at(entry.path, sort_key(entry.path))
+            made.append(row if entry.seq != head.seq else UNKNOWN)
+        return made
+
+
+class RowsByPath:
+    """Base entries with their rows, looked up in ascending order of path."""
+
+    def __init__(self, pairs: Iterator[tuple[Entry, IndexRow]]) -> None:
+        self._pairs = pairs
+        self._next = next(pairs, None)
+
+    def at(self, path: str, key: str) -> IndexRow:
+        while self._next is not None and self._next[0].path != path and sort_key(self._next[0].path) < key:
+            self._next = next(self._pairs, None)
+        if self._next is not None and self._next[0].path == path:
+            row = self._next[1]
+            self._next = next(self._pairs, None)
+            return row
+        return UNKNOWN
 
 
 def staged_manifest(txid: str) -> str:

@@ -142,6 +142,11 @@ class StatIndex:
         found = cls.load_any(tree)
         if found is not None and found[0] == record and len(found[1]) == count:
             return found[1]
+        return cls.unknown(count)
+
+    @classmethod
+    def unknown(cls, count: int) -> StatIndex:
+        """An index in which nothing is known."""
         return cls(bytes(count * _ROW.size))
 
     @classmethod

@@ -116,6 +116,37 @@ def test_without_an_index_all_is_hashed(filled: Ground, monkeypatch: pytest.Monk
     assert sorted(read) == sorted(FILES)
 
 
+def test_beside_an_unapplied_commit_only_what_it_changes_is_in_doubt(
+    filled: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a status nor a clone reads the whole repository because a commit is still being carried out."""
+
+    class Died(BaseException):
+        pass
+
+    def die() -> None:
+        raise Died
+
+    filled.failpoints = CallAt(Step.REMOTE_DECIDED, die)
+    repository = filled.open()
+    transaction, record = filled.prepare(repository, {"a": b"new"}, ["d/b"])
+    with pytest.raises(Died):
+        transaction.commit(record.digest, lambda: None)
+    read = count_reads(monkeypatch)
+    assert not look(filled)
+    assert read == []
+    (filled.folder / "d" / "c").write_bytes(b"edited")
+    assert look(filled) == outside(modified=("d/c",))
+    assert set(read) == {"d/c"}
+
+
+def test_names_that_only_look_like_dsgs_own(ground: Ground) -> None:
+    ground.sync({".dsgnotes": b"1", ".dsg.d/x": b"2", "d/.dsg-init-x": b"3"})
+    assert not look(ground)
+    ground.sync({".dsgnotes": b"changed"})
+    assert not look(ground)
+
+
 def test_a_sync_refuses_changed_and_deleted(filled: Ground) -> None:
     (filled.folder / "a").write_bytes(b"edited")
     (filled.folder / "added").write_bytes(b"new")
