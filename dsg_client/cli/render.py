@@ -77,7 +77,7 @@ class Output:
         self._clear()
         lines = [self._paint("dsg: ", "31") + _safe(error.message)]
         lines += ["  " + line for line in _safe(error.hint).splitlines()]
-        if error.exit_status not in (1, 2, 4):
+        if error.exit_status not in (1, 2, 4) or error.outcome is not Outcome.ABORTED:
             lines.append("  " + _OUTCOMES[error.outcome])
         sys.stderr.write("\n".join(lines) + "\n")
         return error.exit_status

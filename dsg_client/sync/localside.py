@@ -19,7 +19,7 @@ from dsg_client.local.cache import CACHE_PATH, Cache, decode_cache, encode_cache
 from dsg_client.local.index import FileClock, IndexChanges
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.transfer import changed_error
-from protocol.errors import InternalError, LocalStorageError, PathsRefusedError
+from protocol.errors import DsgError, InternalError, LocalStorageError, Outcome, PathsRefusedError
 from protocol.manifest import FILE, LINK, Manifest
 from protocol.paths import escape, sort_key
 from protocol.transaction import Failpoints, Step
@@ -44,7 +44,7 @@ from protocol.tree.change import (
 from protocol.tree.folders import look
 from protocol.tree.fs import Kind, Stat, TreeFS
 
-__all__ = ["LocalSide", "Settled", "settle", "storage_errors"]
+__all__ = ["LocalSide", "Settled", "settle", "storage_error", "storage_errors"]
 
 CACHE_LIMIT = 1 << 33
 _SPACE_MARGIN = 16 << 20  # bytes left free for journal, cache and everybody else
@@ -219,6 +219,8 @@ class LocalSide:
             except FileNotFoundError:
                 pass
             self._tree.write_bytes(path, encode_cache(cache))
+            # The flush of all that was staged may have been before.
+            self._tree.flush_folder(self._staging.folder)
 
     def flush(self) -> None:
         """Make all that was staged durable."""
@@ -311,7 +313,22 @@ def settle(
 
     ``note_placed`` gets the stat index's rows for what was placed.
     LocalStorageError leaves the journal; running any command again goes on.
+    The outcome of every error from here is that the transaction is committed.
     """
+    try:
+        return _settle(tree, journal, failpoints, note_placed, clock)
+    except DsgError as error:
+        error.outcome = Outcome.COMMITTED
+        raise
+
+
+def _settle(
+    tree: TreeFS,
+    journal: Journal,
+    failpoints: Failpoints,
+    note_placed: Callable[[IndexChanges], None],
+    clock: FileClock | None,
+) -> Settled:
 
     def reach(phase: Phase) -> None:
         failpoints.reach(Step.LOCAL_TRASHED if phase is Phase.REMOVED else Step.LOCAL_APPLIED)
@@ -327,8 +344,8 @@ def settle(
             _place_cache(tree, journal, staged, applied)
         failpoints.reach(Step.CACHE_WRITTEN)
         saved = finish(tree, journal)
-    note_placed(_placed_rows(tree, applied, clock))
-    failpoints.reach(Step.LOCAL_FINISHED)
+        note_placed(_placed_rows(tree, applied, clock))
+        failpoints.reach(Step.LOCAL_FINISHED)
     return Settled(tuple((held.path, held.reason) for held in applied.held), (*applied.rescued, *saved))
 
 

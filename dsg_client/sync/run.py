@@ -18,7 +18,7 @@ from dsg_client.sync.events import Attempt, Emit, Note, Phase, PhaseStarted, Pla
 from dsg_client.sync.localside import storage_errors
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.results import Changes, SyncResult
-from dsg_client.sync.settling import finish_there, held_notes, settle_leftover
+from dsg_client.sync.settling import describe_pending, finish_there, held_notes, settle_leftover
 from dsg_client.sync.site import Site
 from dsg_client.sync.survey import (
     Head,
@@ -103,6 +103,8 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             stack.enter_context(site.workdir.lock("dsg sync"))
             site.failpoints.reach(Step.LOCAL_LOCKED)
             await settle_leftover(site)
+        elif pending := describe_pending(site.tree):
+            site.emit(Note(pending, warning=True))
         cache = site.cache()
         if options.normalize and not options.dry_run:
             await to_the_end(_normalize, site, cache.manifest.algorithm)

@@ -130,7 +130,7 @@ async def settle_leftover(site: Site, *, abandon: bool = False) -> list[str]:
         return []
     state, journal = found
     site.emit(PhaseStarted(Phase.RECOVER))
-    copied = (journal.machine, tuple(journal.root)) != (site.workdir.machine, site.workdir.device_inode)
+    copied = (journal.machine, tuple(journal.root)) != (site.workdir.machine, site.bound_to)
     notes = await _settle_found(site, state, journal, abandon=abandon, copied=copied)
     for note in notes:
         site.emit(Note(note))

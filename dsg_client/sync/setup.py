@@ -24,6 +24,7 @@ from dsg_client.local.writeconfig import add_to_gitignore, set_repository, write
 from dsg_client.remote.address import RemoteAddress, parse_address
 from dsg_client.remote.calls import RemoteAgent, RemoteRepo
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
+from dsg_client.sync.localside import storage_errors
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.results import conflict_text
 from dsg_client.sync.run import carry_out, replace_cache
@@ -199,6 +200,18 @@ def _refuse_working_folder(root: Path) -> None:
             f"'{escape(str(root))}' is a DSG working folder already",
             hint="'dsg remote' shows its repository; 'dsg sync' brings it in step.",
         )
+    _refuse_nesting(root)
+
+
+def _refuse_nesting(root: Path) -> None:
+    """ConfigError when a folder above is DSG's own: it would sync what lies in this one as well."""
+    for above in root.parents:
+        if (above / ".dsg" / "format").exists():
+            raise ConfigError(
+                f"'{escape(str(root))}' lies inside '{escape(str(above))}', which is a DSG folder itself",
+                hint="Work in that folder, or choose one that does not lie in another.",
+                facts={"folder": str(root), "above": str(above)},
+            )
 
 
 def _refuse_other_repository(root: Path, config: Config, address: RemoteAddress) -> None:
@@ -231,12 +244,13 @@ async def clone(
     given = {k: v for k, v in options.items() if v is not None}
     root, address, config = _clone_target(remote, directory, given)
     emit(PhaseStarted(Phase.CONNECT))
-    async with Link(address, config, accept_new_host_key=accept_new_host_key).repository() as repo:
-        head = await ask_head(repo, None, str(address))
-        if not (root / CONFIG_NAME).exists():
-            config = _with_settings(config, repo.opened.settings)
-        async with _clone_site(root, address, config, head, given, emit) as site:
-            return await _clone_into(site, repo, head)
+    with storage_errors("The clone"):
+        async with Link(address, config, accept_new_host_key=accept_new_host_key).repository() as repo:
+            head = await ask_head(repo, None, str(address))
+            if not (root / CONFIG_NAME).exists():
+                config = _with_settings(config, repo.opened.settings)
+            async with _clone_site(root, address, config, head, given, emit) as site:
+                return await _clone_into(site, repo, head)
 
 
 def _clone_target(
@@ -254,6 +268,7 @@ def _clone_target(
     else:
         address = parse_address(remote)
         root = Path(os.path.abspath(directory or address.path.rpartition("/")[2] or "dsg"))
+        _refuse_nesting(root)
         config = load_config(root if root.is_dir() else None, options=given)
         _refuse_other_repository(root, config, address)
     if root.exists() and not root.is_dir():

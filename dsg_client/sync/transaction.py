@@ -166,7 +166,9 @@ class Transaction:
             try:
                 await upload.finish()
             except IntegrityError as refused:
-                # What arrived is not what was scanned, though the times of the file say so.
+                # What arrived is not what was scanned, though the times of the file say so: neither may the
+                # index be believed, or every further sync would end here.
+                self._site.forget_index()
                 raise LocalChangedError(
                     refused.message, hint="Run 'dsg sync' again when nothing is writing to it."
                 ) from refused
@@ -244,7 +246,7 @@ class Transaction:
         site = self._site
         self._local.prepare(
             site.workdir.machine,
-            site.workdir.device_inode,
+            site.bound_to,
             {
                 "kind": "sync",
                 "remote": self._plan.changes_remote,
