@@ -59,8 +59,9 @@ class Roots:
     def open(self, resolved: str, *, create: bool = False) -> int:
         """A readable descriptor of a folder that :meth:`resolve` returned; no link is followed any more.
 
-        ``create`` makes what is missing on the way. ConfigError when there is
-        no such folder, NotPermittedError when a component has become a link since.
+        ``create`` makes what is missing on the way, the last one for this
+        account alone. ConfigError when there is no such folder,
+        NotPermittedError when a component has become a link since.
         """
         fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         names = [name for name in resolved.split("/") if name]
@@ -68,7 +69,7 @@ class Roots:
             flags = os.O_RDONLY if position + 1 == len(names) else _PASS_THROUGH
             try:
                 if create:
-                    _make(name, fd)
+                    _make(name, fd, 0o700 if position + 1 == len(names) else 0o777)
                 below = os.open(name, flags | _FOLDER, dir_fd=fd)
             except OSError as error:
                 raise _refusal(error, resolved, is_link=_is_link(name, fd)) from None
@@ -97,15 +98,19 @@ def _refusal(error: OSError, resolved: str, *, is_link: bool) -> Exception:
     return OSError(error.errno, error.strerror, resolved)
 
 
-def _make(name: str, parent: int) -> None:
+def _make(name: str, parent: int, mode: int) -> None:
     try:
-        os.mkdir(name, dir_fd=parent)
+        os.mkdir(name, mode, dir_fd=parent)
     except FileExistsError:
         pass
-    except OSError:
+    except OSError as error:
         # A folder that is there may say EROFS or EACCES before EEXIST.
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise
+        try:
+            there = stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+        except OSError:
+            there = False
+        if not there:
+            raise error from None
 
 
 def _inside(path: str, root: str) -> bool:

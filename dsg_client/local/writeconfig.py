@@ -109,9 +109,10 @@ def add_to_gitignore(root: Path, data_dirs: Sequence[str]) -> list[str]:
         text = ""
     except OSError as error:
         raise LocalStorageError(f"'{escape(str(path))}' cannot be read: {error.strerror}") from None
-    have = {line.strip().strip("/") for line in text.splitlines() if not line.startswith("#")}
+    # "/input/" is the one at the top alone, and so no substitute for "input/".
+    have = {line.strip().rstrip("/") for line in text.splitlines() if not line.startswith("#")}
     wanted = [".dsg/", *(f"{_pattern(name)}/" for name in data_dirs if name != "*")]
-    added = [line for line in wanted if line.strip("/") not in have]
+    added = [line for line in wanted if line.rstrip("/") not in have]
     if not added:
         return []
     newline = "\r\n" if "\r\n" in text else "\n"
