@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dsg_client.sync.events import Emit, Phase, PhaseStarted, ignore
+from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted, ignore
 from dsg_client.sync.settling import settle_leftover
 from dsg_client.sync.setup import rebuild_cache as make_cache_anew
 from dsg_client.sync.site import Site
+from protocol.errors import DsgError
 
 __all__ = ["recover"]
 
@@ -23,9 +24,15 @@ async def recover(site: Site, *, abandon: bool, rebuild_cache: bool, emit: Emit)
         if abandon:
             return notes
         emit(PhaseStarted(Phase.CONNECT))
-        async with site.connect() as repo:
-            if repo.opened.role != "read":
-                notes += [f"server: {note}" for note in await repo.recover()]
+        try:
+            async with site.connect() as repo:
+                if repo.opened.role != "read":
+                    notes += [f"server: {note}" for note in await repo.recover()]
+        except DsgError:
+            # What was settled here is done, whatever keeps the server from its part.
+            for note in notes:
+                emit(Note(note))
+            raise
         if rebuild_cache:
             notes.append(await make_cache_anew(site))
     return notes

@@ -193,11 +193,15 @@ class Site:
     def binding(self, algorithm: str) -> Binding:
         """What the stat index is bound to."""
         from dsg_client.local.index import Binding
+
+        return Binding(self.workdir.machine, *self.bound_to, algorithm)
+
+    @cached_property
+    def bound_to(self) -> tuple[int, int]:
+        """What tells this folder from a copy of it, also after a reboot: its file system and its inode."""
         from dsg_client.local.machine import filesystem_id
 
-        return Binding(
-            self.workdir.machine, filesystem_id(self.root), self.workdir.device_inode[1], algorithm
-        )
+        return filesystem_id(self.root), self.workdir.device_inode[1]
 
     def scan(self, algorithm: str, *, verify: bool = False) -> Scan:
         """A scan of L with the stat index."""
@@ -221,6 +225,15 @@ class Site:
 
         try:
             save_index(self.tree, self.binding(algorithm), changes)
+        except OSError:
+            pass
+
+    def forget_index(self) -> None:
+        """Read every file again at the next scan."""
+        from dsg_client.local.index import INDEX_PATH
+
+        try:
+            self.tree.unlink(INDEX_PATH)
         except OSError:
             pass
 
