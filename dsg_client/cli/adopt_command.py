@@ -9,7 +9,11 @@ from dsg_client.cli.render import Output, count_text
 from protocol.paths import escape
 
 
-@click.command(name="adopt", epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 12, 14, 130))
+@click.command(
+    name="adopt",
+    short_help="Take in what was changed on the server without DSG.",
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 12, 14, 130),
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be taken in; change nothing.")
 @click.option("-m", "--message", default="", help="A line for the log.")
 @connection_options

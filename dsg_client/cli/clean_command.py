@@ -9,7 +9,11 @@ from dsg_client.cli.render import Output, bytes_text
 from protocol.paths import escape
 
 
-@click.command(name="clean", epilog=exit_statuses(2, 4, 5, 10, 11))
+@click.command(
+    name="clean",
+    short_help="Remove leftovers of interrupted syncs.",
+    epilog=exit_statuses(2, 4, 5, 10, 11),
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed.")
 @click.option(
     "--replaced", is_flag=True, help="Also the files that a sync replaced and kept in .dsg/replaced."

@@ -8,7 +8,11 @@ from dsg_client.cli.common import common_options, connection_options, exit_statu
 from dsg_client.cli.render import Output, bytes_text, plural
 
 
-@click.command(name="clone", epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 130))
+@click.command(
+    name="clone",
+    short_help="Make a working folder from a repository.",
+    epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 130),
+)
 @click.argument("remote", metavar="[REMOTE]", required=False)
 @click.argument("directory", metavar="[DIR]", required=False)
 @click.option("--transport", type=click.Choice(["asyncssh", "openssh"]), help="How to reach the server.")

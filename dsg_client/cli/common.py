@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import click
 
-from dsg_client.cli.render import Output
-from protocol.errors import InterruptedSyncError
+from dsg_client.cli.render import Output, show_connection
+from protocol.errors import ConfigError, InterruptedSyncError
 
 __all__ = ["common_options", "connection_options", "exit_statuses", "run"]
 
@@ -51,10 +52,18 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--json", "json_mode", is_flag=True, help="Print one JSON document on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
-    @click.option("-v", "--verbose", count=True, help="Say more; twice: log the connection too.")
+    @click.option("-v", "--verbose", count=True, help="Say more; twice: show the connection too.")
     @functools.wraps(function)
     def command(*args: Any, json_mode: bool, quiet: bool, verbose: int, **kwargs: Any) -> Any:
         output = Output(json_mode=json_mode, quiet=quiet, verbose=verbose)
+        if verbose > 1:
+            show_connection()
+        try:
+            os.getcwd()
+        except OSError:
+            raise ConfigError(
+                "the current folder is not there any more", hint="cd into another folder, and try again there."
+            ) from None
         # Found there by ``main``, for the log.
         click.get_current_context().find_root().obj["output"] = output
         return function(*args, output=output, **kwargs)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from dsg_client.cli.common import exit_statuses
+from dsg_client.cli.common import common_options, exit_statuses
+from dsg_client.cli.render import Output
 
 
-@click.command(name="completion", epilog=exit_statuses(2))
+@click.command(
+    name="completion",
+    short_help="Print the shell's completion script.",
+    epilog=exit_statuses(2),
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def command(shell: str) -> None:
+@common_options
+def command(output: Output, shell: str) -> None:
     """Print the completion script for a shell.
 
     \b
@@ -23,4 +29,6 @@ def command(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None  # click brings all three
-    click.echo(kind(dsg, {}, "dsg", "_DSG_COMPLETE").source())
+    script = kind(dsg, {}, "dsg", "_DSG_COMPLETE").source()
+    output.result({"shell": shell, "script": script})
+    output.say(script)

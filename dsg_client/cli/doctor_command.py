@@ -9,7 +9,11 @@ from dsg_client.cli.render import Output
 from protocol.paths import escape
 
 
-@click.command(name="doctor", epilog=exit_statuses(1, 2, 4, 6, 7, 130))
+@click.command(
+    name="doctor",
+    short_help="Check folder, connection and server; name the cures.",
+    epilog=exit_statuses(1, 2, 4, 6, 7, 130),
+)
 @click.argument("remote", metavar="[REMOTE]", required=False)
 @connection_options
 @common_options

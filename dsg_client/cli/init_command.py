@@ -8,7 +8,11 @@ from dsg_client.cli.common import common_options, connection_options, exit_statu
 from dsg_client.cli.render import Output
 
 
-@click.command(name="init", epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 14, 130))
+@click.command(
+    name="init",
+    short_help="Make an empty repository and connect this folder with it.",
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 14, 130),
+)
 @click.argument("remote", metavar="REMOTE")
 @click.option("--name", help="The project's name (default: the last part of REMOTE).")
 @click.option("--data-dir", "data_dirs", multiple=True, help="A folder name to sync; repeatable. '*': all.")

@@ -11,7 +11,11 @@ from dsg_client.cli.render import Output, bytes_text
 from protocol.paths import escape
 
 
-@click.command(name="list-files", epilog=exit_statuses(2, 4, 6, 7, 8, 130))
+@click.command(
+    name="list-files",
+    short_help="List the files of the last sync, or of the server.",
+    epilog=exit_statuses(2, 4, 6, 7, 8, 130),
+)
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option(
     "--remote", "from_remote", is_flag=True, help="Ask the server, also for what is out of scope here."

@@ -11,7 +11,11 @@ from dsg_client.cli.render import Output, bytes_text, count_text, plural
 from protocol.paths import escape
 
 
-@click.command(name="log", epilog=exit_statuses(2, 4, 6, 7, 8, 130))
+@click.command(
+    name="log",
+    short_help="Show who synced what and when.",
+    epilog=exit_statuses(2, 4, 6, 7, 8, 130),
+)
 @click.option(
     "-n", "--number", type=click.IntRange(1), default=20, help="How many, newest first (default 20)."
 )
@@ -41,5 +45,8 @@ def command(output: Output, number: int, accept_new_host_key: bool) -> None:
         output.say(f"s{r['seq']}  {when}  {escape(r['user'])} on {escape(r['host'])}{mark}")
         if r["message"]:
             output.say(f"    {escape(r['message'])}")
+        if not r["seq"]:
+            output.say("    the repository was made, empty")
+            continue
         changed = count_text([(r["added"], "added"), (r["changed"], "changed"), (r["deleted"], "deleted")])
-        output.say(f"    {changed}; {plural(r['entries'], 'file')}, {bytes_text(r['size'])}")
+        output.say(f"    {changed}; then {plural(r['entries'], 'file')}, {bytes_text(r['size'])}")

@@ -121,7 +121,9 @@ def main() -> None:
     begun = time.monotonic()
     state: dict[str, Output] = {"output": output}
     try:
-        status = dsg(standalone_mode=False, prog_name="dsg", obj=state)
+        status = dsg(arguments or ["--help"], standalone_mode=False, prog_name="dsg", obj=state)
+        if not arguments:
+            status = UsageError.exit_status
     except click.exceptions.Exit as stop:
         status = stop.exit_code
     except click.UsageError as error:
@@ -162,13 +164,20 @@ def _log(arguments: list[str], status: int, seconds: float, used: Output) -> Non
     write_log(
         "command",
         arguments=arguments,
-        folder=os.getcwd(),
+        folder=_folder(),
         status=status,
         seconds=round(seconds, 3),
         error=used.failure,
         notes=used.notes,
         **used.log_fields,
     )
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # removed under us
+        return ""
 
 
 if __name__ == "__main__":

@@ -8,7 +8,11 @@ from dsg_client.cli.common import common_options, connection_options, exit_statu
 from dsg_client.cli.render import Output
 
 
-@click.command(name="recover", epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 11, 14, 130))
+@click.command(
+    name="recover",
+    short_help="Finish or undo a sync that was interrupted.",
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 11, 14, 130),
+)
 @click.option(
     "--abandon",
     is_flag=True,

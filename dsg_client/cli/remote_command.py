@@ -8,7 +8,11 @@ from dsg_client.cli.common import common_options, connection_options, exit_statu
 from dsg_client.cli.render import Output
 
 
-@click.command(name="remote", epilog=exit_statuses(2, 4, 5, 6, 7, 8, 130))
+@click.command(
+    name="remote",
+    short_help="Show where the repository is, or set it after it moved.",
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 130),
+)
 @click.argument("action", type=click.Choice(["show", "set"]), default="show")
 @click.argument("remote", metavar="[REMOTE]", required=False)
 @connection_options

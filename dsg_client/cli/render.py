@@ -12,7 +12,7 @@ from dsg_client.sync.events import Attempt, Event, Note, Phase, PhaseStarted, Pl
 from protocol.errors import DsgError, Outcome
 from protocol.paths import escape
 
-__all__ = ["SCHEMA", "Output", "age", "bytes_text", "count_text", "plural"]
+__all__ = ["SCHEMA", "Output", "age", "bytes_text", "count_text", "plural", "show_connection"]
 
 SCHEMA = 1  # of every --json document; docs/commands.md describes them
 
@@ -175,6 +175,23 @@ class Output:
         if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
             return f"\x1b[{color}m{text}\x1b[0m"
         return text
+
+
+def show_connection() -> None:
+    """From now on, show on stderr what the connection's modules log: for ``-vv``."""
+    import logging
+
+    class Safe(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return _safe(super().format(record))
+
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(Safe("%(relativeCreated)6d ms  %(name)s: %(message)s"))
+    for name in ("dsg", "asyncssh"):
+        logger = logging.getLogger(name)
+        logger.addHandler(shown)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
 
 
 def _safe(text: str) -> str:

@@ -13,7 +13,11 @@ from dsg_client.cli.render import Output, plural
 CHANGES_WAIT = 20
 
 
-@click.command(name="status", epilog=exit_statuses(2, 3, 4, 6, 7, 8, 10, 12, 20, 130))
+@click.command(
+    name="status",
+    short_help="Show what a sync would do.",
+    epilog=exit_statuses(2, 3, 4, 6, 7, 8, 10, 12, 20, 130),
+)
 @click.option("--offline", is_flag=True, help="Do not ask the server: what changed here since the last sync.")
 @click.option("--check", is_flag=True, help="Exit 20 when changes wait, 3 when conflicts do.")
 @click.option("--verify", is_flag=True, help="Read every byte again instead of trusting times and sizes.")

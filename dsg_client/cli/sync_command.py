@@ -10,7 +10,11 @@ from dsg_client.cli.common import common_options, connection_options, exit_statu
 from dsg_client.cli.render import Output, bytes_text, count_text, plural
 
 
-@click.command(name="sync", epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 130))
+@click.command(
+    name="sync",
+    short_help="Bring this folder and the repository together.",
+    epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 130),
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would happen; change nothing.")
 @click.option("-m", "--message", default="", help="A line for the log.")
 @click.option(

@@ -6,9 +6,14 @@ import click
 
 from dsg_client.cli.common import common_options, exit_statuses
 from dsg_client.cli.render import Output
+from protocol.paths import escape
 
 
-@click.command(name="validate-config", epilog=exit_statuses(2, 4))
+@click.command(
+    name="validate-config",
+    short_help="Check the configuration; show what holds.",
+    epilog=exit_statuses(2, 4),
+)
 @common_options
 def command(output: Output) -> None:
     """Check .dsgconfig.yml, the user settings and DSG_* variables; show what holds and whence.
@@ -23,4 +28,5 @@ def command(output: Output) -> None:
     rows = describe_config()
     output.result({"settings": rows})
     for row in rows:
-        output.say(f"{row['name']:<16} {row['value']}  ({row['source']})")
+        shown = escape(str(row["value"])) or "-"
+        output.say(f"{row['name']:<20} {shown}  ({row['source']})")

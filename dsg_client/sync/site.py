@@ -7,6 +7,7 @@ need it, while the server starts its agent (:meth:`Site.connecting`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Site", "describe_config", "open_site"]
 
+_log = logging.getLogger("dsg")  # shown with -vv
+
 
 class Link:
     """How to reach a server: an address and the settings that matter for the way."""
@@ -59,9 +62,18 @@ class Link:
             again=shlex.join(["dsg", *sys.argv[1:]]),
         )
         try:
-            return await open_link(self.address, settings, self.starting.set)
+            agent = await open_link(self.address, settings, self.starting.set)
         finally:
             self.starting.set()
+        found = agent.preamble
+        _log.debug(
+            "%s: agent %s, protocol %s, features %s",
+            self.address,
+            found.dsg,
+            ", ".join(map(str, found.protocol)),
+            ", ".join(sorted(agent.session.features)) or "none",
+        )
+        return agent
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[RemoteAgent]:
