@@ -20,6 +20,7 @@ from dsg_remote_agent.storage.planned import check_planned
 from dsg_remote_agent.storage.statindex import StatIndex
 from protocol.codec import Buffer
 from protocol.errors import (
+    DsgError,
     HeadMovedError,
     IntegrityError,
     Outcome,
@@ -325,8 +326,7 @@ class DirectoryTransaction:
         try:
             decide(self._place.tree)
         except OSError as error:
-            found = read_journal(self._place.tree)
-            if found is not None and found[0] is JournalState.DECIDED:
+            if not self._is_undecided():
                 # Visible, perhaps not durable. Nothing is built on it here; the next holder flushes first.
                 self.state = RemoteState.DONE
                 self._held.release()
@@ -336,6 +336,14 @@ class DirectoryTransaction:
                     outcome=Outcome.IN_DOUBT,
                 ) from error
             raise
+
+    def _is_undecided(self) -> bool:
+        """Whether the disk says so; False too when it cannot be asked: then nothing may be undone."""
+        try:
+            found = read_journal(self._place.tree)
+        except (OSError, DsgError):
+            return False
+        return found is None or found[0] is JournalState.PREPARED
 
     def abort(self) -> None:
         if self.state in (RemoteState.BEGUN, RemoteState.PREPARED):

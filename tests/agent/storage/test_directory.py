@@ -294,6 +294,11 @@ class FailingTree(CountingTree):
             raise OSError(5, "I/O error")
         super().move(source, target)
 
+    def read_bytes(self, path: str, limit: int) -> bytes:
+        if self.fail(f"read {path}"):
+            raise OSError(5, "I/O error")
+        return super().read_bytes(path, limit)
+
 
 def failing(ground: Ground) -> FailingTree:
     return FailingTree(os.open(ground.folder, os.O_RDONLY | os.O_DIRECTORY))
@@ -319,6 +324,22 @@ def test_a_decision_whose_flush_fails_is_in_doubt(filled: Ground) -> None:
     assert tree_of(filled.folder)["a"] == b"one", "nothing is built on a decision that may not last"
     # The next agent flushes before it answers, and finishes.
     assert filled.open().outcome(claim("tx-doubt-001"), 2)[0] is Outcome.COMMITTED
+    filled.open().recover(claim())
+    assert tree_of(filled.folder)["a"] == b"new"
+
+
+def test_a_decision_that_cannot_even_be_looked_at_is_in_doubt_and_keeps_what_it_stands_on(
+    filled: Ground,
+) -> None:
+    tree = failing(filled)
+    transaction, record = filled.prepare(filled.open(tree), {"a": b"new"}, txid="tx-doubt-002")
+    tree.fail = lambda what: what in ("flush .dsg", "read .dsg/journal.decided")
+    with pytest.raises(RemoteStorageError) as caught:
+        transaction.commit(record.digest, lambda: None)
+    assert caught.value.outcome is DsgOutcome.IN_DOUBT
+    tree.fail = lambda _: False
+    transaction.abort()
+    assert filled.open().outcome(claim("tx-doubt-002"), 2)[0] is Outcome.COMMITTED
     filled.open().recover(claim())
     assert tree_of(filled.folder)["a"] == b"new"
 
