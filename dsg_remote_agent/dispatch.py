@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import define, field, frozen
@@ -18,11 +18,13 @@ from protocol.errors import DsgError, NotPermittedError, RemoteProtocolError
 from protocol.messages import METHODS, Phase, Role, parse_request, to_wire
 from protocol.transaction import TRANSITIONS, Failpoints
 
-__all__ = ["Agent", "Answerer", "Opened", "Policy", "account", "answers", "unanswered"]
+__all__ = ["Agent", "Answerer", "Opened", "Policy", "account", "answers", "few", "unanswered"]
 
 Answerer = Callable[["Agent", Call, Any], None]
 _ANSWERS: dict[type, Answerer] = {}
 MOST_REPOSITORIES = 64
+_MOST_NOTES = 100
+_NOTE_LENGTH = 2000
 
 
 def answers(request: type) -> Callable[[Answerer], Answerer]:
@@ -126,6 +128,16 @@ class Agent:
     def claim(self, txid: str, user: str, host: str) -> Claim:
         """A claim on a lock in the name of a client's user."""
         return Claim(txid, user, host, account(), socket.gethostname(), os.getpid())
+
+
+def few(notes: Sequence[str]) -> tuple[str, ...]:
+    """Notes as an answer can carry them: the first ones, each cut short, and how many more there are."""
+    shown = [
+        note if len(note) <= _NOTE_LENGTH else f"{note[:_NOTE_LENGTH]} ..." for note in notes[:_MOST_NOTES]
+    ]
+    if len(notes) > _MOST_NOTES:
+        shown.append(f"... and {len(notes) - _MOST_NOTES:,} more like these")
+    return tuple(shown)
 
 
 def account() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from attrs import frozen
 
 from dsg_remote_agent.call import Call
-from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers
+from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers, few
 from dsg_remote_agent.doctor import examine_server
 from dsg_remote_agent.storage.base import SnapshotReader, Wanted
 from dsg_remote_agent.storage.directory import DirectoryRepository
@@ -148,7 +148,7 @@ def recover(agent: Agent, call: Call, request: Recover) -> None:
     if opened.transaction is not None:
         raise RemoteProtocolError("a transaction is open")
     notes = opened.repository.recover(agent.claim("", "", ""))
-    call.respond(to_wire(Recovered(notes=tuple(notes))))
+    call.respond(to_wire(Recovered(notes=few(notes))))
 
 
 @answers(GetFiles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dsg_remote_agent.call import Call
-from dsg_remote_agent.dispatch import Agent, answers
+from dsg_remote_agent.dispatch import Agent, answers, few
 from dsg_remote_agent.storage.base import Outcome
 from protocol.codec import pack_rows
 from protocol.errors import DsgError, RemoteProtocolError
@@ -47,7 +47,7 @@ def begin(agent: Agent, call: Call, request: Begin) -> None:
     transaction = opened.repository.begin(claim, request.base, adopt=request.adopt, notice=agent.notice)
     opened.transaction = transaction
     call.respond(
-        to_wire(Begun(outside=transaction.outside, free=transaction.free, notes=tuple(transaction.notes)))
+        to_wire(Begun(outside=transaction.outside, free=transaction.free, notes=few(transaction.notes)))
     )
 
 
@@ -109,7 +109,7 @@ def commit(agent: Agent, call: Call, request: Commit) -> None:
             opened.transaction = None
         raise
     opened.transaction = None
-    call.respond(to_wire(Committed(record=done.raw, notes=tuple(done.notes))))
+    call.respond(to_wire(Committed(record=done.raw, notes=few(done.notes))))
     call.wait_sent()
     agent.failpoints.reach(Step.REMOTE_REPLIED)
 

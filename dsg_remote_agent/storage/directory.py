@@ -25,7 +25,8 @@ from protocol.tree.fs import TreeFS
 __all__ = ["DirectoryRepository"]
 
 _TRIES = 5
-MAX_SETTINGS_BYTES = 128 * 1024
+MAX_SETTINGS = 16_000  # characters, as in the message that brought it
+MAX_SETTINGS_BYTES = 4 * MAX_SETTINGS
 
 
 class DirectoryRepository:
@@ -45,7 +46,10 @@ class DirectoryRepository:
     @property
     def settings(self) -> str:
         try:
-            return self._place.tree.read_bytes(SETTINGS, MAX_SETTINGS_BYTES).decode()
+            text = self._place.tree.read_bytes(SETTINGS, MAX_SETTINGS_BYTES).decode()
+            if len(text) > MAX_SETTINGS:
+                raise ValueError("too long")
+            return text
         except FileNotFoundError:
             return ""
         except ValueError:

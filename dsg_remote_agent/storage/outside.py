@@ -20,6 +20,7 @@ __all__ = ["Seen", "describe", "examine", "is_ours", "live_paths"]
 
 READ_BYTES = 1 << 20
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
+_LONGEST = 16_000  # characters; what is longer is counted only
 
 
 def is_ours(name: str) -> bool:
@@ -85,6 +86,8 @@ class _Found:
             for path in map(safe_text, paths):
                 if not room or len(path) * 4 > size:
                     break
+                if len(path) > _LONGEST:
+                    continue
                 room -= 1
                 size -= len(path) * 4
                 kept.append(path)

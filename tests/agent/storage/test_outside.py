@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from dsg_remote_agent.dispatch import few
 from dsg_remote_agent.storage import outside as outside_module
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.layout import INDEX
 from dsg_remote_agent.storage.statindex import let_clock_pass
 from protocol.errors import OutsideChangeError, PathsRefusedError
 from protocol.manifest import FILE, LINK, Entry
-from protocol.messages import OutsideChanges
+from protocol.messages import Committed, OutsideChanges
 from protocol.transaction import Step
 from tests.agent.client import merged, sha, tree_of
 from tests.agent.storage.ground import CallAt, Ground
@@ -305,3 +306,19 @@ def test_many_are_counted_and_the_dangerous_come_first(ground: Ground, tmp_path:
     assert len(found.modified) == 600
     assert len(found.added) == 400
     assert found.more == 200
+
+
+def test_more_rescued_files_than_an_answer_holds(ground: Ground, tmp_path: Path) -> None:
+    """However much is to be said, a commit is answered as committed."""
+    names = [f"f{n:04d}" for n in range(1200)]
+
+    def edit() -> None:
+        for name in names:
+            (ground.folder / name).write_bytes(b"in the way")
+
+    ground.failpoints = CallAt(Step.REMOTE_DECIDED, edit)
+    transaction, record = ground.prepare(ground.open(), dict.fromkeys(names, b"planned"))
+    done = transaction.commit(record.digest, lambda: None)
+    assert len(done.notes) == 1200
+    answer = Committed(record=done.raw, notes=few(done.notes))
+    assert len(answer.notes) == 101 and "1,100 more" in answer.notes[-1]
