@@ -10,9 +10,12 @@ and is an AssertionError when they are neither.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import termios
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -34,6 +37,7 @@ __all__ = [
     "files_of",
     "merged",
     "pending",
+    "stands",
     "until",
 ]
 
@@ -121,6 +125,14 @@ def until(condition: Callable[[], object], what: str, limit: float = 30.0) -> No
     while not condition():
         assert time.monotonic() < deadline, f"waited {limit:.0f} s in vain for {what}"
         time.sleep(0.01)
+
+
+def stands(running: Running) -> bool:
+    """Whether a command with ``--json`` has come to its failpoint: nothing else speaks on stderr."""
+    assert running.process.stderr is not None
+    waiting = array("i", [0])
+    fcntl.ioctl(running.process.stderr, termios.FIONREAD, waiting)
+    return waiting[0] > 0
 
 
 def pending(folder: Path) -> tuple[str, str] | None:
@@ -253,7 +265,9 @@ class Scene:
             assert self._remote() == "before", "R changed"
         values = set(sides.values())
         assert len(values) == 1 and values <= {"before", "after"}, f"not all or nothing: {sides}"
-        left = [p for area in ("staging", "trash", "tmp") for p in (self.who.folder / ".dsg" / area).glob("*")]
+        left = [
+            p for area in ("staging", "trash", "tmp") for p in (self.who.folder / ".dsg" / area).glob("*")
+        ]
         assert not left and pending(self.who.folder) is None, f"left over in L: {left}"
         assert not self.who.replaced()
         return "before" if values == {"before"} else "after"
@@ -273,7 +287,7 @@ class Scene:
         return {"aborted": {"before"}, "committed": {"after"}, "in_doubt": {"before", "after"}}[outcome]
 
     def goes_on(self, verdict: Verdict) -> None:
-        """The next sync brings everything to ``after`` (or finds it there), and the one after it does nothing."""
+        """The next sync brings everything to ``after``, or finds it there; then there is nothing to do."""
         if verdict == "before":
             ended = self.settle("sync", "--json")
             assert ended.status == 0, ended
@@ -285,7 +299,7 @@ class Scene:
 
 
 def at_the_crossroads(world: World) -> World:
-    """Ann and bob; bob has synced THEIRS; ann has MINE to sync. A third world is under ``origin``: before both."""
+    """Ann and bob have START in common, and bob has synced THEIRS. What ann does is still to come."""
     ann = world.init("ann")
     ann.put_all(START)
     ann.must("sync")

@@ -52,10 +52,8 @@ def dealt(*, full: bool = FULL) -> list[tuple[StepRow, str, bool]]:
 def stop_at(scene: Scene, row: StepRow, action: str, *command: str) -> Ended:
     """Run a command of which one side meets ``action`` at a step; it must come there."""
     armed = f"{row.step.value}={action}"
-    if row.side is Side.LOCAL:
-        ended = scene.run(*command, here=armed)
-    else:
-        ended = scene.run(*command, there=armed)
+    local = row.side is Side.LOCAL
+    ended = scene.run(*command, here=armed if local else "", there="" if local else armed)
     assert came_to(scene, row, ended), f"{row.step.value} was not reached: {ended}"
     return ended
 

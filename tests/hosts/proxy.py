@@ -53,6 +53,11 @@ class Proxy:
         """Bytes in both directions."""
         return self.up + self.down
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is cut, and not mended yet."""
+        return self._cut
+
     def cut(self) -> None:
         """End every connection with a reset; new ones are reset at once."""
         with self._lock:
