@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from protocol.digest import Hasher, hasher
 
-__all__ = ["FileRead", "HashPool", "OpenFolder", "hash_descriptor"]
+__all__ = ["FileRead", "HashPool", "OpenFolder", "Stopped", "hash_descriptor"]
 
 READ_SIZE = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -77,7 +77,7 @@ def identity_of(found: os.stat_result) -> tuple[int, int, int, int]:
     return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The scan was given up."""
 
 
@@ -143,6 +143,15 @@ class HashPool:
         assert file.done is not None
         file.done.result()
 
+    def stop(self) -> None:
+        """Give up soon what is being read, at whatever file; to be called from any thread."""
+        self._stopped = True
+
+    def check(self) -> None:
+        """Stopped when the reading was given up: a file may then look read and be not."""
+        if self._stopped:
+            raise Stopped
+
     def close(self) -> None:
         """Stop soon, dropping what has not been read; returns when no thread is left."""
         self._stopped = True
@@ -156,7 +165,7 @@ class HashPool:
                 return
             try:
                 self._read(file)
-            except _Stopped:
+            except Stopped:
                 return
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
@@ -188,8 +197,7 @@ class HashPool:
             os.close(fd)
 
     def _count(self, length: int) -> None:
-        if self._stopped:
-            raise _Stopped
+        self.check()
         self.bytes_read += length
 
 

@@ -116,6 +116,10 @@ class Scan:
         """Bytes hashed so far, also from another thread while the scan runs; for showing progress."""
         return self._pool.bytes_read
 
+    def stop(self) -> None:
+        """Have the iteration raise Stopped soon, even within a large file; from any thread."""
+        self._pool.stop()
+
     def __iter__(self) -> Iterator[Scanned]:
         try:
             for run in self._walk:
@@ -249,6 +253,7 @@ class Scan:
             waiting.popleft()
 
     def _finished(self, file: FileRead, old: IndexRow) -> Scanned | None:
+        self._pool.check()
         if file.error is not None:
             self.findings.failed(file.path, file.error)
             return None

@@ -13,6 +13,7 @@ from dsg_client.core.plan import Plan
 from dsg_client.core.reconcile import reconcile
 from dsg_client.core.states import Take
 from dsg_client.local.cache import Cache
+from dsg_client.local.hashing import Stopped
 from dsg_client.local.lacking import supply_lacking
 from dsg_client.local.scan import Scan
 from dsg_client.local.scope import Scope, Zone
@@ -21,6 +22,7 @@ from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted, Progress
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.results import conflict_fields, conflict_text
 from dsg_client.sync.site import Site
+from dsg_client.sync.threads import all_over
 from protocol.errors import ConflictError, IntegrityError, WrongRepositoryError
 from protocol.manifest import Entry, Manifest
 from protocol.records import SnapshotRecord
@@ -29,6 +31,7 @@ __all__ = ["Head", "ask_head", "look_at_local", "plan_sync", "refuse_conflicts",
 
 
 _MOST_RECORDS = 500
+_TELL_EVERY = 0.2  # seconds between two news of a scan
 
 
 @frozen
@@ -88,10 +91,6 @@ def _checked(encoded: bytes, record: SnapshotRecord) -> Manifest:
     return Manifest.from_bytes(encoded, record.manifest).validate()
 
 
-class _Stopped(Exception):
-    """Nobody waits for this scan any more."""
-
-
 async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
     """Run a scan in a thread and tell how far it is; a cancellation stops it.
 
@@ -100,11 +99,13 @@ async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
     """
     site.emit(PhaseStarted(Phase.SCAN))
     stop = threading.Event()
+    seen = 0
 
     def tick(count: int) -> None:
+        nonlocal seen
+        seen = count
         if stop.is_set():
-            raise _Stopped
-        site.emit(Progress(Phase.SCAN, count, 0, scan.bytes_read, 0))
+            raise Stopped
 
     def look() -> LocalTree:
         try:
@@ -112,11 +113,17 @@ async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
         finally:
             site.save_index(scan.changes, algorithm)
 
+    running = asyncio.get_running_loop().run_in_executor(None, look)
     try:
-        return await asyncio.to_thread(look)
+        while not running.done():
+            await asyncio.wait([running], timeout=_TELL_EVERY)
+            site.emit(Progress(Phase.SCAN, seen, 0, scan.bytes_read, 0))
     except asyncio.CancelledError:
         stop.set()
+        scan.stop()
+        await all_over([running])
         raise
+    return running.result()
 
 
 def tell_warnings(scan: Scan, emit: Emit) -> None:
