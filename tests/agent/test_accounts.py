@@ -104,7 +104,9 @@ def test_what_is_made_belongs_to_the_group(place: Path, data: Path) -> None:
         found = path.lstat()
         assert found.st_gid == GROUP, path
         assert found.st_uid == ANN, path
-        if path.is_dir():
+        if path == repo:
+            assert stat.S_IMODE(found.st_mode) == 0o2770, "nobody else gets in"
+        elif path.is_dir():
             assert stat.S_IMODE(found.st_mode) == 0o2775, path
         else:
             assert stat.S_IMODE(found.st_mode) == 0o664, path
@@ -140,6 +142,9 @@ def test_without_the_setgid_group_the_second_is_told(place: Path, data: Path) ->
         ann.init(repo)  # no --group, and the folder hands no group down
         ann.open(repo)
         ann.sync("tx-ann-000001", {"a": b"1"})
+    with agent(place, BOB) as bob, pytest.raises(NotPermittedError):
+        bob.open(repo)
+    repo.chmod(0o755)
     with agent(place, BOB) as bob:
         bob.open(repo)
         assert bob.get(1, bob.manifest()) == {"a": b"1"}, "reading is allowed to all here"
@@ -158,6 +163,7 @@ def test_one_who_is_not_in_the_group(place: Path, data: Path) -> None:
         ann.init(repo, group=str(GROUP))
         ann.open(repo)
         ann.sync("tx-ann-000001", {"a": b"1"})
+    repo.chmod(0o2775)
     with agent(place, EVE, groups=()) as eve:
         eve.open(repo)
         with pytest.raises(DsgError) as caught:
