@@ -12,7 +12,7 @@ from protocol.paths import escape
 @click.command(
     name="adopt",
     short_help="Take in what was changed on the server without DSG.",
-    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 12, 14, 130),
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 130),
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be taken in; change nothing.")
 @click.option("-m", "--message", default="", help="A line for the log.")

@@ -12,7 +12,7 @@ from protocol.paths import escape
 @click.command(
     name="clean",
     short_help="Remove leftovers of interrupted syncs.",
-    epilog=exit_statuses(2, 4, 5, 10, 11),
+    epilog=exit_statuses(2, 4, 5, 8, 10, 11),
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed.")
 @click.option(

@@ -11,7 +11,7 @@ from dsg_client.cli.render import Output, bytes_text, plural
 @click.command(
     name="clone",
     short_help="Make a working folder from a repository.",
-    epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 130),
+    epilog=exit_statuses(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 130),
 )
 @click.argument("remote", metavar="[REMOTE]", required=False)
 @click.argument("directory", metavar="[DIR]", required=False)

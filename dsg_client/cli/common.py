@@ -62,7 +62,8 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
             os.getcwd()
         except OSError:
             raise ConfigError(
-                "the current folder is not there any more", hint="cd into another folder, and try again there."
+                "the current folder is not there any more",
+                hint="Go to another folder, and try again there.",
             ) from None
         # Found there by ``main``, for the log.
         click.get_current_context().find_root().obj["output"] = output

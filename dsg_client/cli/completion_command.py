@@ -12,7 +12,7 @@ from dsg_client.cli.render import Output
 @click.command(
     name="completion",
     short_help="Print the shell's completion script.",
-    epilog=exit_statuses(2),
+    epilog=exit_statuses(2, 4),
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @common_options

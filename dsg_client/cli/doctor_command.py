@@ -12,7 +12,7 @@ from protocol.paths import escape
 @click.command(
     name="doctor",
     short_help="Check folder, connection and server; name the cures.",
-    epilog=exit_statuses(1, 2, 4, 6, 7, 130),
+    epilog=exit_statuses(1, 2, 4, 130),
 )
 @click.argument("remote", metavar="[REMOTE]", required=False)
 @connection_options

@@ -14,7 +14,7 @@ from protocol.paths import escape
 @click.command(
     name="list-files",
     short_help="List the files of the last sync, or of the server.",
-    epilog=exit_statuses(2, 4, 6, 7, 8, 130),
+    epilog=exit_statuses(2, 4, 6, 7, 8, 9, 10, 14, 130),
 )
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option(

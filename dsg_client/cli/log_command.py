@@ -14,7 +14,7 @@ from protocol.paths import escape
 @click.command(
     name="log",
     short_help="Show who synced what and when.",
-    epilog=exit_statuses(2, 4, 6, 7, 8, 130),
+    epilog=exit_statuses(2, 4, 6, 7, 8, 9, 10, 14, 130),
 )
 @click.option(
     "-n", "--number", type=click.IntRange(1), default=20, help="How many, newest first (default 20)."
@@ -49,4 +49,4 @@ def command(output: Output, number: int, accept_new_host_key: bool) -> None:
             output.say("    the repository was made, empty")
             continue
         changed = count_text([(r["added"], "added"), (r["changed"], "changed"), (r["deleted"], "deleted")])
-        output.say(f"    {changed}; then {plural(r['entries'], 'file')}, {bytes_text(r['size'])}")
+        output.say(f"    {changed}; {plural(r['entries'], 'file')} in all, {bytes_text(r['size'])}")

@@ -11,7 +11,7 @@ from dsg_client.cli.render import Output
 @click.command(
     name="recover",
     short_help="Finish or undo a sync that was interrupted.",
-    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 11, 14, 130),
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 130),
 )
 @click.option(
     "--abandon",
@@ -35,7 +35,7 @@ def command(output: Output, abandon: bool, rebuild_cache: bool, accept_new_host_
     Examples:
       dsg recover
       dsg recover --abandon         the server is gone for good
-      dsg recover --rebuild-cache   .dsg/cache is missing or damaged
+      dsg recover --rebuild-cache   the cache is missing or damaged
     """
     from dsg_client.sync.recovery import recover
     from dsg_client.sync.site import open_site

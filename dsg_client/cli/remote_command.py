@@ -11,7 +11,7 @@ from dsg_client.cli.render import Output
 @click.command(
     name="remote",
     short_help="Show where the repository is, or set it after it moved.",
-    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 130),
+    epilog=exit_statuses(2, 4, 5, 6, 7, 8, 9, 10, 14, 130),
 )
 @click.argument("action", type=click.Choice(["show", "set"]), default="show")
 @click.argument("remote", metavar="[REMOTE]", required=False)
@@ -36,13 +36,14 @@ def command(output: Output, action: str, remote: str | None, accept_new_host_key
         if not remote:
             raise click.UsageError("'dsg remote set' needs the new REMOTE")
         shown = run(set_remote(site, remote, output.on_event))
-        output.result({"remote": shown, "set": True})
+        output.result({**site.remote_fields(), "remote": shown, "set": True})
+        output.log(remote=shown)
         output.say(f"{shown}: the same repository; .dsgconfig.yml names it now.")
         return
     if remote:
         raise click.UsageError("'dsg remote' takes no argument; to change it: dsg remote set REMOTE")
     fields = site.remote_fields()
-    output.result(fields)
+    output.result({**fields, "set": False})
     output.say(str(fields["remote"]))
     if fields["seq"] is not None:
         output.say(f"  repository {fields['repo_id']}, last synced s{fields['seq']}")

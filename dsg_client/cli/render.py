@@ -61,7 +61,7 @@ class Output:
     def result(self, fields: Mapping[str, Any]) -> None:
         """The one JSON document of a command that worked; nothing without --json."""
         if self.json_mode:
-            self._document({"ok": True, **fields})
+            self._document({"ok": True, "exit_status": 0, **fields})
 
     def log(self, **fields: Any) -> None:
         """The command changed something: it is worth a line in the client's log, with these fields."""

@@ -16,7 +16,7 @@ CHANGES_WAIT = 20
 @click.command(
     name="status",
     short_help="Show what a sync would do.",
-    epilog=exit_statuses(2, 3, 4, 6, 7, 8, 10, 12, 20, 130),
+    epilog=exit_statuses(2, 3, 4, 6, 7, 8, 9, 10, 12, 14, 15, 20, 130),
 )
 @click.option("--offline", is_flag=True, help="Do not ask the server: what changed here since the last sync.")
 @click.option("--check", is_flag=True, help="Exit 20 when changes wait, 3 when conflicts do.")

@@ -28,5 +28,6 @@ def command(output: Output) -> None:
     rows = describe_config()
     output.result({"settings": rows})
     for row in rows:
-        shown = escape(str(row["value"])) or "-"
+        value = row["value"]
+        shown = escape(", ".join(value) if isinstance(value, list) else str(value)) or "-"
         output.say(f"{row['name']:<20} {shown}  ({row['source']})")

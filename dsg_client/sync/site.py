@@ -271,6 +271,7 @@ def open_site(
 def describe_config() -> list[dict[str, Any]]:
     """Every setting in force and where it is from; ConfigError when a file is not right."""
     from dsg_client.local.identity import find_identity
+    from dsg_client.local.settings import KEYS
     from protocol.errors import ConfigError
 
     try:
@@ -279,19 +280,13 @@ def describe_config() -> list[dict[str, Any]]:
         root = None
     config = load_config(root)
     rows = []
-    for name in (
-        "name",
-        "repository",
-        "data_dirs",
-        "ignore",
-        "portable_names",
-        "transport",
-        "agent_command",
-        "connect_timeout",
-    ):
+    for key in KEYS:
+        name = key.rpartition(".")[2]
+        if name in ("user_name", "user_id"):
+            continue  # told together, with what they come to
         value = getattr(config, name)
-        shown = ", ".join(value) if isinstance(value, tuple) else value
-        rows.append({"name": name, "value": shown, "source": config.sources.get(name, "default")})
+        shown = list(value) if isinstance(value, tuple) else value
+        rows.append({"name": key, "value": shown, "source": config.sources.get(name, "default")})
     if config.repository:
         parse_address(config.repository, folder=str(root))
     identity = find_identity(config, root)
