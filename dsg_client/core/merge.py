@@ -11,10 +11,10 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from protocol.errors import InternalError
-from protocol.manifest import FILE, Entry
+from protocol.manifest import Entry
 from protocol.paths import escape, sort_key
 
-__all__ = ["Difference", "Edit", "borrow_executable", "differences", "edited", "kept_beside"]
+__all__ = ["Difference", "Edit", "differences", "edited", "kept_beside"]
 
 
 class Difference(NamedTuple):
@@ -181,38 +181,3 @@ def kept_beside(entries: Iterable[Entry], kept: Iterable[Entry]) -> Iterator[Ent
     while held is not None:
         yield held
         held = next(pending, None)
-
-
-def borrow_executable(
-    local: Iterable[Entry], cache: Iterable[Entry], remote: Iterable[Entry]
-) -> Iterator[Entry]:
-    """``local`` with each file's executable bit taken from C, else from R, else as it is.
-
-    For a working folder on a file system that has no such bit. All three in
-    canonical order.
-    """
-    from_cache, from_remote = _Lender(cache), _Lender(remote)
-    for entry in local:
-        key = sort_key(entry[0])
-        lent, fallback = from_cache.at(key), from_remote.at(key)
-        if entry.kind == FILE:
-            lender = lent if lent is not None and lent.kind == FILE else fallback
-            if lender is not None and lender.kind == FILE and lender.executable != entry.executable:
-                entry = entry._replace(executable=lender.executable)  # noqa: PLW2901 - the same file
-        yield entry
-
-
-class _Lender:
-    """Entries in canonical order, looked up by ascending keys."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self._stream = iter(entries)
-        self._entry = next(self._stream, None)
-
-    def at(self, key: str) -> Entry | None:
-        """The entry with this key, or None; earlier ones are gone afterwards."""
-        while self._entry is not None and sort_key(self._entry[0]) < key:
-            self._entry = next(self._stream, None)
-        if self._entry is not None and sort_key(self._entry[0]) == key:
-            return self._entry
-        return None

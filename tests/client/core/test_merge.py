@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 import dsg_client.core.merge as module
-from dsg_client.core.merge import Edit, borrow_executable, differences, edited, kept_beside
+from dsg_client.core.merge import Edit, differences, edited, kept_beside
 from dsg_client.core.reconcile import reconcile
 from protocol.errors import InternalError
 from protocol.manifest import Entry, Manifest
 
-from .trees import file, in_order, link
+from .trees import file, in_order
 
 
 def test_differences_counts_what_it_passes() -> None:
@@ -100,22 +100,6 @@ def test_kept_beside(fresh: str, kept: str, expected: str) -> None:
     found = list(kept_beside(new, old))
     assert [e.path for e in found] == [e.path for e in in_order(file(p, "") for p in expected.split())]
     assert [e for e in found if e.path in kept.split()] == old
-
-
-def test_borrow_executable() -> None:
-    """The bit comes from C, else from R; links have none, and a file that was a link takes R's."""
-    local = [file(n, "x", executable=n == "own") for n in ("a", "b", "c", "d")] + [
-        link("l", "a"),
-        file("own", "x"),
-    ]
-    cache = [file("a", "y", executable=True), file("b", "y"), link("d", "a"), file("l", "x", executable=True)]
-    remote = [
-        file("b", "z", executable=True),
-        file("c", "z", executable=True),
-        file("d", "z", executable=True),
-    ]
-    found = {e.path: e.executable for e in borrow_executable(local, cache, remote)}
-    assert found == {"a": True, "b": False, "c": True, "d": True, "l": False, "own": False}
 
 
 class Numbered:
