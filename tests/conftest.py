@@ -4,7 +4,8 @@
   the top. The fixtures :func:`seed` and :func:`rng` are derived from it, and
   Hypothesis uses it too.
 * ``@pytest.mark.slow``: real servers and many processes; ``make check``
-  leaves these out, ``make test`` runs all.
+  leaves these out, ``make test`` runs all. Whole folders of such tests are
+  marked here (``SLOW_FOLDERS``).
 * ``@pytest.mark.needs("sshd")``: programs the test cannot do without. Where
   one is missing the test is skipped with the command that provides it; in CI
   (``CI`` is set) it fails instead, as does any test skipped with a reason
@@ -34,6 +35,9 @@ PACKAGES = {
     "git": "git",
 }
 
+# Every test below these runs whole commands, each several processes.
+SLOW_FOLDERS = ("e2e", "crash")
+
 # Variables of the person who runs the tests that would change what is tested.
 FOREIGN_VARIABLES = (
     "SSH_AUTH_SOCK",
@@ -60,6 +64,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = int(os.environ.get("DSG_SEED") or secrets.randbelow(1 << 32))
     if getattr(config.option, "hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.option.seed)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = [Path(__file__).parent / name for name in SLOW_FOLDERS]
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
