@@ -139,7 +139,7 @@ def get_records(agent: Agent, call: Call, request: GetRecords) -> None:
 
 @answers(ListOutside)
 def list_outside(agent: Agent, call: Call, request: ListOutside) -> None:
-    call.respond(to_wire(agent.repository(request.repo).repository.find_outside(agent.notice)))
+    call.respond(to_wire(agent.repository(request.repo).repository.find_outside(agent.notice, request.skip)))
 
 
 @answers(Recover)

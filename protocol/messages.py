@@ -208,9 +208,10 @@ class GetSnapshot:
 @method("repo.outside", Role.READ, OutsideChanges)
 @frozen(kw_only=True)
 class ListOutside:
-    """Compare the tree on the server with its head."""
+    """Compare the tree on the server with its head; of what was added, pass over the first ``skip``."""
 
     repo: int = fields.handle()
+    skip: int = fields.count()
 
 
 @frozen(kw_only=True)

@@ -7,7 +7,8 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -17,6 +18,8 @@ from protocol.errors import ConfigError, InterruptedSyncError
 __all__ = ["common_options", "connection_options", "exit_statuses", "run"]
 
 T = TypeVar("T")
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _STATUS_TEXT = {
     0: "done, or nothing to do",
@@ -85,18 +88,37 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine; Ctrl-C and SIGTERM cancel it, so that it can undo what it began.
 
     What the coroutine raises comes out; a cancellation comes out as
-    InterruptedSyncError unless the coroutine gave it a better meaning.
+    InterruptedSyncError unless the coroutine gave it a better meaning. Once it
+    has ended, such a signal just ends the process: an interrupt must not turn
+    an answer that is about to be given into another one.
     """
+    ended: list[Callable[[], T]] = []
 
-    async def watched() -> T:
+    async def watched() -> None:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _STOPPING:
             loop.add_signal_handler(number, task.cancel)
-        return await main
+        try:
+            result = await main
+        except asyncio.CancelledError:
+            ended.append(partial(_raise, InterruptedSyncError("interrupted")))
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            ended.append(partial(_raise, error))
+        else:
+            ended.append(lambda: result)
 
     try:
-        return asyncio.run(watched())
-    except asyncio.CancelledError:
-        raise InterruptedSyncError("interrupted") from None
+        asyncio.run(watched())
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+    finally:
+        for number in _STOPPING:
+            signal.signal(number, signal.SIG_DFL)
+    return ended[0]()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error from error.__cause__

@@ -138,9 +138,8 @@ def main() -> None:
         status = state["output"].error(error)
     except (KeyboardInterrupt, click.exceptions.Abort):
         status = state["output"].error(InterruptedSyncError("interrupted", hint="Nothing was changed."))
-    except BrokenPipeError:
-        sys.stderr.close()
-        status = 141
+    except (BrokenPipeError, SystemExit):
+        status = 141  # who read the answer has left (click makes an exit of it)
     except Exception as error:  # noqa: BLE001 - the last net: a bug is reported as one
         import traceback
 

@@ -61,7 +61,8 @@ class MassDeletion:
         if self.why is Why.FOLDER_VANISHED:
             return (
                 f"the data folder {escape(self.folder)} is missing, empty or on another device here, "
-                f"and its {self.deleted} entries would be deleted in {where}{again}"
+                f"and {'its only entry' if self.deleted == 1 else f'its {self.deleted} entries'} "
+                f"would be deleted in {where}{again}"
             )
         if self.why is Why.EVERYTHING:
             count = "the only entry" if self.entries == 1 else f"all {self.entries} entries"

@@ -177,9 +177,9 @@ class RemoteRepo:
             found: m.SnapshotFound = m.parse_result(m.GetSnapshot, await exchange.response())
             return found.record, await _gather(exchange)
 
-    async def outside(self, news: News | None = None) -> m.OutsideChanges:
-        """What was changed on the server outside DSG."""
-        found: m.OutsideChanges = await self.agent.ask(m.ListOutside(repo=self.number), news)
+    async def outside(self, skip: int = 0, news: News | None = None) -> m.OutsideChanges:
+        """What was changed on the server outside DSG, without the first ``skip`` added paths."""
+        found: m.OutsideChanges = await self.agent.ask(m.ListOutside(repo=self.number, skip=skip), news)
         return found
 
     async def recover(self, news: News | None = None) -> tuple[str, ...]:

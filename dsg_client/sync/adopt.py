@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from dsg_client.core.merge import Edit, edited
 from dsg_client.remote.calls import RemoteRepo
@@ -39,6 +39,11 @@ class Adopted:
     deleted: tuple[str, ...]
     added: tuple[str, ...]
 
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to take in."""
+        return not (self.modified or self.deleted or self.added)
+
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
@@ -59,8 +64,14 @@ async def adopt(site: Site, *, dry_run: bool, message: str, emit: Emit) -> Adopt
     if dry_run:
         emit(PhaseStarted(Phase.CONNECT))
         async with site.connect() as repo:
-            found = await repo.outside()
-        return _in_scope(site, found)
+            page = await repo.outside()
+            found = _in_scope(site, page)
+            skip = 0
+            while page.more and page.added:
+                skip += len(page.added)
+                page = await repo.outside(skip)
+                found = evolve(found, added=found.added + _in_scope(site, page).added)
+        return found
     with site.workdir.lock("dsg adopt"):
         await settle_leftover(site)
         cache = site.cache()
@@ -94,7 +105,13 @@ async def _adopt_once(site: Site, repo: RemoteRepo, head: Head, message: str) ->
         begun = await repo.begin(txid, base=head.record.digest, user=site.user, host=site.host, adopt=True)
         for note in begun.notes:
             site.emit(Note(note))
-        found = _in_scope(site, begun.outside)
+        page, skip = begun.outside, 0
+        found = _in_scope(site, page)
+        while found.nothing and page.more and page.added:
+            # All that was told is out of scope; what is not may stand behind it.
+            skip += len(page.added)
+            page = await repo.outside(skip)
+            found = _in_scope(site, page)
         paths = sorted((*found.modified, *found.deleted, *found.added), key=sort_key)
         rows = await repo.adopt(txid, site.user, paths) if paths else []
         if not rows:
@@ -120,7 +137,7 @@ async def _adopt_once(site: Site, repo: RemoteRepo, head: Head, message: str) ->
         await _undo(repo, txid)
         raise
     await _commit(site, repo, txid, record)
-    return Adopted(record.seq, found.modified, found.deleted, found.added), bool(begun.outside.more)
+    return Adopted(record.seq, found.modified, found.deleted, found.added), bool(page.more)
 
 
 async def _commit(site: Site, repo: RemoteRepo, txid: str, record: SnapshotRecord) -> None:

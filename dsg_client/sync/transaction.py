@@ -13,8 +13,9 @@ commit was sent; from there the outcome is found out, and followed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from attrs import frozen
 
@@ -129,9 +130,14 @@ class Transaction:
         site = self._site
         # Set before the answer: a cancelled begin may have begun.
         self._begun = True
-        begun = await self._repo.begin(
-            self._txid, base=self._base.head.digest, user=site.user, host=site.host
-        )
+        try:
+            begun = await self._repo.begin(
+                self._txid, base=self._base.head.digest, user=site.user, host=site.host
+            )
+        except OutsideChangeError as error:
+            # The server knows nothing of the scope: what does not matter here is left out of the list.
+            told = _told(error.facts, site.scope.in_scope)
+            raise (outside_error(told) if told else error) from None
         self._notes += begun.notes
         if begun.outside and not self._accept_outside(begun.outside):
             raise outside_error(begun.outside)
@@ -386,14 +392,34 @@ class Transaction:
         self._local.abandon()
 
 
+def _told(facts: Mapping[str, Any], in_scope: Callable[[str], bool]) -> OutsideChanges:
+    """What a server's refusal says of the changes, as far as it says what it should."""
+
+    def paths(name: str) -> tuple[str, ...]:
+        told = facts.get(name)
+        return tuple(path for path in told[:1000] if isinstance(path, str)) if isinstance(told, list) else ()
+
+    more = facts.get("more")
+    return OutsideChanges(
+        modified=paths("modified"),
+        deleted=paths("deleted"),
+        added=tuple(path for path in paths("added") if in_scope(path)),
+        more=more if isinstance(more, int) and more > 0 else 0,
+    )
+
+
 def outside_error(outside: OutsideChanges) -> OutsideChangeError:
     """The repository's folder was changed without DSG."""
     groups = []
     for word, paths in (("changed", outside.modified), ("gone", outside.deleted), ("new", outside.added)):
         groups += [f"  {word:<8} {escape(path)}" for path in paths[:10]]
-    total = len(outside.modified) + len(outside.deleted) + len(outside.added) + outside.more
+    total = len(outside.modified) + len(outside.deleted) + len(outside.added)
+    count = f"{total} {'file' if total == 1 else 'files'}" if not outside.more else f"More than {total} files"
+    were = "was" if count.startswith("1 ") else "were"
+    if total > len(groups):
+        groups.append("  ...")
     return OutsideChangeError(
-        f"{total} files on the server were changed outside DSG:\n" + "\n".join(groups),
+        f"{count} on the server {were} changed outside DSG:\n" + "\n".join(groups),
         hint="'dsg adopt' takes these changes in; or put the files back as they were on the server.",
         facts={
             "modified": list(outside.modified),

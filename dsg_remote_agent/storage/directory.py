@@ -75,7 +75,7 @@ class DirectoryRepository:
     def reader(self, seq: int | None) -> SnapshotFiles:
         return SnapshotFiles(self._place, seq)
 
-    def find_outside(self, notice: Notice) -> OutsideChanges:
+    def find_outside(self, notice: Notice, skip: int = 0) -> OutsideChanges:
         """Compare tree and head beside a running sync: what a sync did meanwhile is not reported."""
         place = self._place
         for _ in range(_TRIES):
@@ -83,7 +83,9 @@ class DirectoryRepository:
             planned = _planned_paths(place.tree) if head.unapplied else frozenset()
             manifest = place.manifest(head, head.seq)
             index = place.index(head, manifest)
-            seen = examine(place.tree, manifest, index, note=notice, passed_over=planned.__contains__)
+            seen = examine(
+                place.tree, manifest, index, note=notice, passed_over=planned.__contains__, skip=skip
+            )
             after = place.chain.head()
             if not seen.outside or (after.digest, after.unapplied) == (head.digest, head.unapplied):
                 return seen.outside

@@ -186,7 +186,9 @@ class DirectoryTransaction:
         left = [
             path for path in (*self.outside.modified, *self.outside.deleted) if path not in self._adopted.rows
         ]
-        if left or (self.outside.more and not self._adopted.rows):
+        # Added paths that nobody adopts stay as they are, however many: no action of ours touches them.
+        untold = self.outside.more and (self.outside.modified or self.outside.deleted)
+        if left or (untold and not self._adopted.rows):
             raise OutsideChangeError(
                 f"{len(left)} paths that were changed on the server are not adopted, first {escape(left[0])}"
                 if left

@@ -67,6 +67,7 @@ class Seen:
 
 @define
 class _Found:
+    skip: int
     modified: list[str] = field(factory=list)
     deleted: list[str] = field(factory=list)
     added: list[str] = field(factory=list)
@@ -112,15 +113,17 @@ def examine(
     *,
     note: Callable[[str], None],
     passed_over: Callable[[str], bool] = lambda _: False,
+    skip: int = 0,
 ) -> Seen:
     """Compare the live tree with the head's ``manifest``; needs no lock.
 
     A path whose stat fits its index row is not read. Any other is hashed, and
     its row refreshed when the content is still the manifest's. ``passed_over``
     tells the paths that a running apply is about to change. ``note`` is called
-    when reading begins, which may take long.
+    when reading begins, which may take long. The first ``skip`` added paths are
+    not told: a client that has them goes on from there.
     """
-    found = _Found()
+    found = _Found(skip)
     fresh = StatIndex()
     hashed = 0
     live = chain(live_paths(tree), [None])
@@ -162,7 +165,10 @@ def _note_added(found: _Found, here: tuple[str, Stat], passed_over: Callable[[st
     path, stat = here
     if stat.kind is Kind.OTHER or passed_over(path):
         return
-    found.note(found.added, path)
+    if found.skip:
+        found.skip -= 1
+    else:
+        found.note(found.added, path)
 
 
 def version_of(

@@ -278,7 +278,7 @@ def test_a_cancelled_download_leaves_the_connection_usable(tmp_path: Path) -> No
         client.next_event()
         client.conn.cancel(stream)
         client.pump()
-        assert not client.call(ListOutside(repo=client.handle))
+        assert not client.call(ListOutside(repo=client.handle, skip=0))
         assert client.get(1, [entry]) == {"big": big}
 
 

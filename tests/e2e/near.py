@@ -7,11 +7,14 @@ way to the server.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -92,10 +95,11 @@ def ordinary(client: Client) -> Client:
 def on_terminal(client: Client, *arguments: str, answer: bytes = b"") -> Ended:
     """Run ``dsg ARGUMENTS`` with a terminal for stdin, stdout and stderr; ``err`` stays empty."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen(
         [sys.executable, str(client.program), *arguments],
         cwd=client.folder,
-        env=client.machine.environment | client.variables | {"TERM": "xterm", "COLUMNS": "120"},
+        env=client.machine.environment | client.variables | {"TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
