@@ -212,18 +212,6 @@ def _refuse_nesting(root: Path) -> None:
                 hint="Work in that folder, or choose one that does not lie in another.",
                 facts={"folder": str(root), "above": str(above)},
             )
-    _refuse_nesting(root)
-
-
-def _refuse_nesting(root: Path) -> None:
-    """ConfigError when a folder above is DSG's own: it would sync what lies in this one as well."""
-    for above in root.parents:
-        if (above / ".dsg" / "format").exists():
-            raise ConfigError(
-                f"'{escape(str(root))}' lies inside '{escape(str(above))}', which is a DSG folder itself",
-                hint="Work in that folder, or choose one that does not lie in another.",
-                facts={"folder": str(root), "above": str(above)},
-            )
 
 
 def _refuse_other_repository(root: Path, config: Config, address: RemoteAddress) -> None:
@@ -280,7 +268,6 @@ def _clone_target(
     else:
         address = parse_address(remote)
         root = Path(os.path.abspath(directory or address.path.rpartition("/")[2] or "dsg"))
-        _refuse_nesting(root)
         _refuse_nesting(root)
         config = load_config(root if root.is_dir() else None, options=given)
         _refuse_other_repository(root, config, address)
