@@ -268,7 +268,9 @@ class Scan:
         if old[1:5] == file.identity:
             if old[5] == file.digest:
                 return self._entry(file)
+            # The old row stays: with the new one the next sync would take the rot for an edit and send it.
             self.rotten.append(file.path)
+            return self._entry(file)
         if self._clock is not None and self._clock.settled(mtime_ns, ctime_ns, file.read_ns):
             self.changes.put(file.path, file.identity, file.digest)
         elif old[0]:

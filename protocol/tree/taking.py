@@ -83,10 +83,13 @@ class Taking:
         assert keep is not None
         self.folders.make_own_for(keep)
         try:
-            if keep.startswith(f"{OBJECTS}/"):
-                self.tree.move(source, keep)
-            else:
-                self.tree.place(source, keep)
+            self.tree.place(source, keep)
+        except FileExistsError:
+            if not keep.startswith(f"{OBJECTS}/"):
+                self.rescue(source, action.path)
+                return
+            # The same content by name. The older one stays: this one may have rotted since.
+            self.tree.unlink(source)
         except OSError as error:
             if error.errno not in IN_THE_WAY:
                 raise
