@@ -12,7 +12,7 @@ from dsg_client.sync.events import Attempt, Event, Note, Phase, PhaseStarted, Pl
 from protocol.errors import DsgError, Outcome
 from protocol.paths import escape
 
-__all__ = ["SCHEMA", "Output", "age", "bytes_text", "count_text", "plural", "show_connection"]
+__all__ = ["SCHEMA", "Output", "bytes_text", "count_text", "plural", "show_connection"]
 
 SCHEMA = 1  # of every --json document; docs/commands.md describes them
 
@@ -217,12 +217,3 @@ def plural(n: int, one: str, many: str | None = None) -> str:
 def count_text(parts: Sequence[tuple[int, str]]) -> str:
     """``3 uploaded, 1 deleted here``; parts with 0 are left out; ``nothing`` when all are."""
     return ", ".join(f"{n:,} {what}" for n, what in parts if n) or "nothing"
-
-
-def age(then: float, now: float) -> str:
-    """How long ago, for people."""
-    seconds = max(0.0, now - then)
-    for size, name in ((86400 * 365, "year"), (86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            return f"{plural(int(seconds // size), name)} ago"
-    return "just now"

@@ -14,6 +14,8 @@ from tests.e2e.near import NearPeople, NearWorld
 from tests.e2e.oracle import File, Link, Tree, photograph
 from tests.e2e.world import Client, Ended, People, World
 
+pytestmark = pytest.mark.slow
+
 TREE: Tree = {
     "data/a.csv": File(b"a\n"),
     "data/deep/b.csv": File(b"b\n" * 1000),
@@ -291,7 +293,6 @@ def test_a_copied_working_folder_goes_on_by_itself(world: NearWorld) -> None:
     assert ann.local() == copy.local()
 
 
-@pytest.mark.slow
 @pytest.mark.needs("sshd", "ssh-keygen")
 def test_an_interrupted_clone_over_ssh_is_continued(people: People, tmp_path: Path) -> None:
     far = World(people, tmp_path / "far")

@@ -19,6 +19,8 @@ from tests.e2e.near import NearPeople, NearWorld, on_terminal, ordinary
 from tests.e2e.oracle import File, Tree, photograph
 from tests.e2e.world import Client, Ended, World
 
+pytestmark = pytest.mark.slow
+
 INDEX = {".dsg/index"}
 TREE: Tree = {
     "input/a.csv": File(b"a\n"),
@@ -660,7 +662,6 @@ def test_the_clients_log_has_what_was_done_and_what_failed(world: NearWorld) -> 
     assert log.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.slow
 @pytest.mark.needs("sshd", "ssh-keygen")
 def test_ctrl_c_over_ssh_changes_nothing(world_over_ssh: World) -> None:
     ann = world_over_ssh.init("ann")

@@ -16,6 +16,8 @@ from tests.e2e.near import NearWorld, ordinary
 from tests.e2e.oracle import File, photograph
 from tests.e2e.world import Client, World
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ann(near: NearWorld) -> Client:
@@ -246,7 +248,6 @@ def test_zfs_is_told_to_be_missing(ann: Client) -> None:
         assert not list(ann.folder.iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.needs("sshd", "ssh-keygen")
 def test_a_private_repository_over_ssh(world: World) -> None:
     ann = world.init("ann", "--data-dir", "data")

@@ -13,6 +13,8 @@ from tests.e2e.near import NearPeople, NearWorld, ordinary
 from tests.e2e.oracle import File, Link, Tree, Version, photograph
 from tests.e2e.world import Client, Ended, World
 
+pytestmark = pytest.mark.slow
+
 INDEX = {".dsg/index"}
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"  # one picture of three, joined by ZWJ
 
@@ -110,7 +112,6 @@ def test_every_good_name_syncs_exactly(near: NearWorld) -> None:
     exercise(near)
 
 
-@pytest.mark.slow
 @pytest.mark.needs("sshd", "ssh-keygen")
 def test_every_good_name_syncs_exactly_over_ssh(world: World) -> None:
     exercise(world)

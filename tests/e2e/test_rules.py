@@ -12,6 +12,8 @@ from tests.e2e.near import NearPeople, NearWorld
 from tests.e2e.oracle import File, Tree, photograph
 from tests.e2e.world import Client
 
+pytestmark = pytest.mark.slow
+
 INDEX = {".dsg/index"}
 TREE: Tree = {
     "input/a.csv": File(b"a\n"),

@@ -14,6 +14,8 @@ from tests.e2e.near import NearPeople, NearWorld
 from tests.e2e.oracle import File, Link, Tree, photograph
 from tests.e2e.world import Client, World
 
+pytestmark = pytest.mark.slow
+
 KEEP: Tree = {"input/keep": File(b"stays\n"), "output/keep": File(b"stays too\n")}
 PATH = "input/thing"
 INDEX = {".dsg/index"}
@@ -120,7 +122,6 @@ def test_two_shapes_in_one_place_conflict(near: NearWorld, tmp_path: Path) -> No
             assert found == chosen.remote().check().live == all_at(side, CONFLICTS)
 
 
-@pytest.mark.slow
 @pytest.mark.needs("sshd", "ssh-keygen")
 def test_shapes_change_over_ssh(world: World) -> None:
     ann = world.init("ann")
@@ -268,7 +269,6 @@ def blocks(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-@pytest.mark.slow
 def test_a_sparse_file_of_5_gb_stays_sparse(near: NearWorld) -> None:
     size, island = 5 * 10**9, 3 * 10**9 + 4096 * 7
     if not makes_holes(near.folder):
