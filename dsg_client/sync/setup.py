@@ -209,7 +209,7 @@ def _refuse_nesting(root: Path) -> None:
         if (above / ".dsg" / "format").exists():
             raise ConfigError(
                 f"'{escape(str(root))}' lies inside '{escape(str(above))}', which is a DSG folder itself",
-                hint="Work in that folder, or choose one that does not lie in another.",
+                hint="Choose a place outside of every repository and working folder.",
                 facts={"folder": str(root), "above": str(above)},
             )
 
@@ -268,13 +268,13 @@ def _clone_target(
     else:
         address = parse_address(remote)
         root = Path(os.path.abspath(directory or address.path.rpartition("/")[2] or "dsg"))
-        _refuse_nesting(root)
         config = load_config(root if root.is_dir() else None, options=given)
         _refuse_other_repository(root, config, address)
     if root.exists() and not root.is_dir():
         raise UsageError(f"'{escape(str(root))}' is not a folder")
     if address.local:
         refuse_overlap(root, address.path)
+    _refuse_nesting(root)
     return root, address, config
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import find_program
 from tests.e2e.near import NearPeople, NearWorld, on_terminal, ordinary
 from tests.e2e.oracle import File, Tree, photograph
-from tests.e2e.world import Client, Ended, World
+from tests.e2e.world import Client, Ended, People, World
 
 pytestmark = pytest.mark.slow
 
@@ -512,8 +513,6 @@ def test_the_shells_complete(ann: Client, tmp_path: Path, shell: str, words: str
     script.write_text(ann.must("completion", shell).out)
     program = tmp_path / "bin" / "dsg"
     program.parent.mkdir()
-    import sys
-
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {ann.program} "$@"\n')
     program.chmod(0o755)
     told = subprocess.run(
@@ -663,23 +662,19 @@ def test_the_clients_log_has_what_was_done_and_what_failed(world: NearWorld) -> 
 
 
 @pytest.mark.needs("sshd", "ssh-keygen")
-def test_ctrl_c_over_ssh_changes_nothing(world_over_ssh: World) -> None:
-    ann = world_over_ssh.init("ann")
+def test_ctrl_c_over_ssh_changes_nothing(people: People, tmp_path: Path) -> None:
+    far = World(people, tmp_path / "far")
+    ann = far.init("ann")
     ann.put("input/small", File(b"x"))
     ann.must("sync")
     ann.path("input/big").write_bytes(os.urandom(1 << 20) * 150)
     before = photograph(ann.folder, without=INDEX)
-    ended = stopped(ann, "sync", at=lambda: staged(world_over_ssh.repository, 4 << 20))
+    ended = stopped(ann, "sync", at=lambda: staged(far.repository, 4 << 20))
     assert ended.status == 130, ended
     assert "Nothing was changed" in ended.err
     assert photograph(ann.folder, without=INDEX) == before
     deadline = time.monotonic() + 10
-    while any((world_over_ssh.repository / ".dsg" / "staging").iterdir()) and time.monotonic() < deadline:
+    while any((far.repository / ".dsg" / "staging").iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)  # the agent undoes it when its input ends
-    world_over_ssh.remote().check()
+    far.remote().check()
     ann.must("sync")
-
-
-@pytest.fixture
-def world_over_ssh(people: object, tmp_path: Path) -> World:
-    return World(people, tmp_path / "far")  # type: ignore[arg-type]
