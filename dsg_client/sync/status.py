@@ -23,6 +23,7 @@ from dsg_client.sync.survey import (
     tell_warnings,
     vanished_folders,
 )
+from protocol.paths import escape
 from protocol.records import SnapshotRecord
 
 __all__ = ["status"]
@@ -63,7 +64,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
         emit(Note(pending, warning=True))
     if scan.rotten:
         for path in scan.rotten[:20]:
-            emit(Note(f"content changed under unchanged times, look at the disk: {path}", warning=True))
+            emit(Note(f"content changed under unchanged times, look at the disk: {escape(path)}", warning=True))
     return StatusResult(
         offline=offline,
         seq=cache.seq,

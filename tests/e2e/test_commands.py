@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from dsg_client.local.index import IndexChanges
+from dsg_client.sync.site import open_site
 from tests.conftest import find_program
 from tests.e2e.near import NearPeople, NearWorld, on_terminal, ordinary
 from tests.e2e.oracle import File, Tree, photograph
@@ -92,17 +95,21 @@ def test_status_check_has_an_exit_status_for_each_answer(ann: Client, bob: Clien
 
 
 def test_status_verify_finds_what_a_disk_changed(ann: Client) -> None:
+    good = hashlib.sha256(TREE["input/a.csv"].content).digest()  # type: ignore[union-attr]
     target = ann.path("input/a.csv")
-    time.sleep(0.05)
-    ann.must("status")  # the index has the file
-    before = target.stat()
-    # A disk that rots changes no times: the index is made to expect those that this edit leaves.
     target.write_bytes(b"X\n")
-    os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert ann.dsg("status", "--check").status == 20, "an edit is found by its ctime"
-    again = ann.dsg("status", "--verify", "--check", "--json")
-    assert again.status == 20
-    assert again.document["changes"]["upload"] == ["input/a.csv"]
+    # A disk that rots touches no times: to the index, the file must look as it was read last.
+    seen = target.stat()
+    rotted = IndexChanges()
+    rotted.put("input/a.csv", (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino), good)
+    open_site(ann.folder).save_index(rotted, "sha256")
+
+    assert ann.dsg("status", "--check").status == 0, "times and sizes tell nothing"
+    found = ann.dsg("status", "--verify", "--check", "--json")
+    assert found.status == 20, found
+    assert found.document["rotten"] == ["input/a.csv"]
+    assert found.document["changes"]["upload"] == ["input/a.csv"]
+    assert any("input/a.csv" in n["text"] and n["warning"] for n in found.document["notes"])
 
 
 def test_status_changes_nothing_but_the_index(world: NearWorld, ann: Client) -> None:
