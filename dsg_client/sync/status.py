@@ -64,7 +64,9 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
         emit(Note(pending, warning=True))
     if scan.rotten:
         for path in scan.rotten[:20]:
-            emit(Note(f"content changed under unchanged times, look at the disk: {escape(path)}", warning=True))
+            emit(
+                Note(f"content changed under unchanged times, look at the disk: {escape(path)}", warning=True)
+            )
     return StatusResult(
         offline=offline,
         seq=cache.seq,
