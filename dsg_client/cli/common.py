@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from dsg_client.cli.render import Output, show_connection
-from protocol.errors import ConfigError, InterruptedSyncError
+from protocol.errors import ConfigError, DsgError, InterruptedSyncError
 
 __all__ = ["common_options", "connection_options", "exit_statuses", "run"]
 
@@ -89,8 +89,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     What the coroutine raises comes out; a cancellation comes out as
     InterruptedSyncError unless the coroutine gave it a better meaning. Once it
-    has ended, such a signal just ends the process: an interrupt must not turn
-    an answer that is about to be given into another one.
+    has ended, such a signal does nothing any more: an interrupt must not put
+    itself in the place of the answer that is about to be given.
     """
     ended: list[Callable[[], T]] = []
 
@@ -104,6 +104,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             result = await main
         except asyncio.CancelledError:
             ended.append(partial(_raise, InterruptedSyncError("interrupted")))
+        except OSError as error:
+            ended.append(partial(_raise, error if isinstance(error, BrokenPipeError) else _storage(error)))
         except BaseException as error:  # noqa: BLE001 - raised again below
             ended.append(partial(_raise, error))
         else:
@@ -116,8 +118,17 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             raise
     finally:
         for number in _STOPPING:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
     return ended[0]()
+
+
+def _storage(error: OSError) -> DsgError:
+    """What the system refused where nobody had thought of it: no bug, but this machine's disk."""
+    from dsg_client.sync.localside import storage_error
+
+    failure = storage_error("The command", error)
+    failure.__cause__ = error
+    return failure
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import time
 
@@ -137,7 +138,11 @@ def main() -> None:
     except DsgError as error:
         status = state["output"].error(error)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        status = state["output"].error(InterruptedSyncError("interrupted", hint="Nothing was changed."))
+        # Before or after the command's own work, which makes an answer of an interrupt. It may have met
+        # the import of a module, so nothing more is begun.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        output.leave(state["output"].error(InterruptedSyncError("interrupted", hint="Nothing was changed.")))
+        return
     except (BrokenPipeError, SystemExit):
         status = 141  # who read the answer has left (click makes an exit of it)
     except Exception as error:  # noqa: BLE001 - the last net: a bug is reported as one

@@ -57,7 +57,14 @@ class RemoteAgent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error the agent may still have something to undo: it gets the time to do so in peace.
-        await self.close(undoing=kind is not None)
+        try:
+            await self.close(undoing=kind is not None)
+        except asyncio.CancelledError:
+            # What the body came to stands: a cancellation here must not put itself in the place of a
+            # committed sync. Whoever still waits for something gets it at the next turn.
+            task = asyncio.current_task()
+            if task is not None:
+                asyncio.get_running_loop().call_soon(task.cancel)
 
     async def close(self, *, undoing: bool = False) -> None:
         """Say goodbye. Repeatable, never raises; see :meth:`AgentSession.close`."""

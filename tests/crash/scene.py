@@ -188,6 +188,7 @@ class Scene:
         remote = self.world.remote().check()
         self.before = Before(files_of(self.who.folder), self.who.cache(), remote.records, remote.live)
         self.said = self.world.folder / "agents-said"
+        assert " " not in str(self.said), "it is a word in the agent's command"
 
     @property
     def near(self) -> bool:

@@ -47,7 +47,7 @@ def measured(line: Line, base: World, tmp_path_factory: pytest.TempPathFactory) 
     assert scene.run("sync").status == 0
     seconds = time.monotonic() - began
     up, down = proxy.up - up, proxy.down - down
-    scene = everything(base, tmp_path_factory.mktemp("to the commit"))
+    scene = everything(base, tmp_path_factory.mktemp("to-the-commit"))
     commit_up, commit_down = proxy.up, proxy.down
     running = scene.start("sync", "--json", here="local-prepared=hang:1")
     until(lambda: stands(running), "the journal")
@@ -179,11 +179,9 @@ def test_interrupted(number: int, rng: random.Random, measured: Measured, base: 
         running.process.send_signal(chosen)
         time.sleep(0.05)
     ended = running.end()
-    if ended.status == -chosen:  # Python itself was still starting
-        assert not ended.out and chosen is not signal.SIGINT, ended
-    elif not (ended.status in (0, 130)):
-        # While the interpreter starts or ends, the signal meets Python and not the command.
-        assert "KeyboardInterrupt" in ended.err and not ended.out, ended
+    if ended.status not in (0, 130):
+        # Python was still starting: then nothing is claimed.
+        assert ended.status in (-chosen, 1) and not ended.out, ended
         ended = Ended(-chosen, "", "")
     check(scene, ended, rng)
 
@@ -224,7 +222,8 @@ def cut_off(where: Where, rng: random.Random, line: Line, measured: Measured, sc
     ended = running.end()
     proxy.mend()
     assert proxy.connections > connections
-    assert ended.status in ((0, 6) if mended else (0, 6, 11)), ended
+    # 11 also when the line was not yet mended at the moment of asking again.
+    assert ended.status in (0, 6, 11), ended
     check(scene, ended, rng)
 
 
