@@ -24,11 +24,6 @@ from protocol.records import SnapshotRecord
 
 __all__ = ["Adopted", "adopt"]
 
-_TOO_MANY = (
-    "the server's folder holds so many files that are not synced here that {:,} more were not looked at; "
-    "move those away that do not belong there, then run 'dsg adopt' again"
-)
-
 
 @frozen
 class Adopted:
@@ -116,8 +111,6 @@ async def _adopt_once(site: Site, repo: RemoteRepo, head: Head, message: str) ->
         rows = await repo.adopt(txid, site.user, paths) if paths else []
         if not rows:
             await repo.abort(txid)
-            if begun.outside.more:
-                site.emit(Note(_TOO_MANY.format(begun.outside.more), warning=True))
             return found, False
         edits = _edits(head.manifest, rows)
         merged = await asyncio.to_thread(
