@@ -18,6 +18,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*programs): programs that the test cannot do without")
+    # A shell without job control starts what it puts in the background with Ctrl-C ignored, and every
+    # program that the tests start would inherit that.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
     if config.option.seed is None:
         config.option.seed = int(os.environ.get("DSG_SEED") or secrets.randbelow(1 << 32))
     if getattr(config.option, "hypothesis_seed", None) is None:
