@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean venv packages
+.PHONY: help demo test check test-crash bench format clean venv packages
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ ARGS ?=
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-		while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+		while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: packages venv ## Two people sync a real data set through a server on this machine, into ./demo/
 	@$(BIN)/python -m tests.demo $(ARGS)
@@ -28,6 +28,9 @@ check: venv ## Format, lint, types, import contracts and the fast tests (under 2
 	@$(BIN)/mypy --strict --no-error-summary
 	@$(BIN)/lint-imports > $(VENV)/contracts.log 2>&1 || { cat $(VENV)/contracts.log; exit 1; }
 	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
+
+test-crash: packages venv ## The whole fault lane, with what is still open in it
+	@DSG_FULL=1 $(BIN)/python -m pytest -n 2 --dist load tests/crash $(ARGS)
 
 bench: packages venv ## dsg beside rsync over one sshd: times, bytes on the wire, peak memory
 	@$(BIN)/python -m tests.bench $(ARGS)
