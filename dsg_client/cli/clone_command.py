@@ -37,7 +37,7 @@ def command(
     \b
     Examples:
       dsg clone alice@server:/srv/dsg/survey
-      dsg clone server:/srv/dsg/survey ~/work/survey
+      dsg clone server:/srv/dsg/survey ~/projects/survey
       git clone ... && cd survey && dsg clone
     """
     from dsg_client.sync.setup import clone
