@@ -212,6 +212,9 @@ class SshHost:
             "AllowTcpForwarding yes",
             "MaxStartups 200:30:400",
             "LogLevel VERBOSE",
+            # The account's own bash must not take itself for a login over the network: what ~/.bashrc of
+            # this machine does is no matter of the tests, takes time, and may wait for a lock.
+            "SetEnv SHLVL=1",
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         program = find_program("sshd")
