@@ -300,7 +300,14 @@ class SshHost:
 
     def running_agents(self) -> list[int]:
         """Process ids of the agents that :meth:`install_agent`'s launcher started and that still run."""
-        return sorted(int(p.name) for p in self.agents.iterdir() if _runs(int(p.name)))
+        found = []
+        for note in self.agents.iterdir():
+            if state_of(int(note.name)):
+                found.append(int(note.name))
+            else:
+                with contextlib.suppress(OSError):  # another account's
+                    note.unlink()
+        return sorted(found)
 
     # ---- who signs in
 
@@ -431,7 +438,15 @@ def _command_line(pid: int) -> str:
     ).stdout
 
 
-def _runs(pid: int) -> bool:
-    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], check=False, capture_output=True, text=True)
-    state = told.stdout.strip()
-    return bool(state) and not state.startswith("Z")
+def state_of(pid: int) -> str:
+    """What a process does, as the letter that ps shows (``T``: it is stopped); empty when it has ended."""
+    try:
+        # The name before it may hold anything, but nothing after it holds a parenthesis.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        if os.path.exists("/proc/self/stat"):
+            return ""
+        state = subprocess.run(
+            ["ps", "-o", "stat=", "-p", str(pid)], check=False, capture_output=True, text=True
+        ).stdout.strip()[:1]
+    return "" if state in ("Z", "X") else state
