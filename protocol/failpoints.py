@@ -2,7 +2,8 @@
 
 ``DSG_FAILPOINTS="remote-decided=kill,uploaded=error:ENOSPC"``. The actions:
 ``kill`` (SIGKILL to itself), ``exit`` (at once, without cleaning up),
-``hang`` (for ever), ``hang:SECONDS``, ``error:NAME`` (an OSError of that name).
+``hang`` (for ever), ``hang:SECONDS``, ``stop`` (SIGSTOP to itself: it stands until
+somebody sends SIGCONT), ``error:NAME`` (an OSError of that name).
 Each says ``failpoint STEP: ACTION`` on stderr first, so that a test knows.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 
 from attrs import frozen
@@ -35,6 +37,9 @@ class _Armed:
             os._exit(70)
         elif action == "hang":
             time.sleep(float(argument or 1e9))
+        elif action == "stop":
+            # To this thread: it must not get past the step before the process stands.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         elif action == "error":
             number = getattr(errno, argument)
             raise OSError(number, os.strerror(number), f"failpoint {step.value}")
@@ -48,7 +53,7 @@ def parse_failpoints(text: str) -> Failpoints:
     for item in text.split(","):
         name, _, action = item.partition("=")
         verb, _, argument = action.partition(":")
-        if verb not in ("kill", "exit", "hang", "error"):
+        if verb not in ("kill", "exit", "hang", "stop", "error"):
             raise ValueError(f"unknown failpoint action {action!r}")
         if verb == "error" and not hasattr(errno, argument):
             raise ValueError(f"unknown error name {argument!r}")

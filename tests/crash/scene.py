@@ -13,10 +13,12 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import signal
 import termios
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,7 @@ from attrs import define, field, frozen
 
 from tests.e2e.oracle import Cache, File, Link, Record, Tree, Version, digests, photograph
 from tests.e2e.world import Client, Ended, Running, World
+from tests.hosts.sshd import state_of
 
 __all__ = [
     "FULL",
@@ -37,7 +40,9 @@ __all__ = [
     "files_of",
     "merged",
     "pending",
+    "standing",
     "stands",
+    "unread",
     "until",
 ]
 
@@ -129,10 +134,26 @@ def until(condition: Callable[[], object], what: str, limit: float = 30.0) -> No
 
 def stands(running: Running) -> bool:
     """Whether a command with ``--json`` has come to its failpoint: nothing else speaks on stderr."""
+    return unread(running) > 0
+
+
+def unread(running: Running) -> int:
+    """The bytes of stderr that wait to be read."""
     assert running.process.stderr is not None
     waiting = array("i", [0])
     fcntl.ioctl(running.process.stderr, termios.FIONREAD, waiting)
-    return waiting[0] > 0
+    return waiting[0]
+
+
+@contextmanager
+def standing(pid: int) -> Iterator[None]:
+    """A process at its failpoint ``stop``: it stands as long as the context lasts, then goes on."""
+    until(lambda: state_of(pid) == "T" or not state_of(pid), f"process {pid} to stop")
+    assert state_of(pid) == "T", "it ended before it came to the step"
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def pending(folder: Path) -> tuple[str, str] | None:
@@ -182,11 +203,13 @@ class Scene:
     after: Tree
     snapshots: int
     before: Before = field(init=False)
+    only_uploads: bool = field(init=False)  # L is the same before and after
     said: Path = field(init=False)  # what the agents of this scene wrote to stderr
 
     def __attrs_post_init__(self) -> None:
         remote = self.world.remote().check()
         self.before = Before(files_of(self.who.folder), self.who.cache(), remote.records, remote.live)
+        self.only_uploads = self.who.local() == self.after
         self.said = self.world.folder / "agents-said"
         assert " " not in str(self.said), "it is a word in the agent's command"
 
@@ -196,6 +219,22 @@ class Scene:
         return not self.world.address.startswith("data-host:")
 
     # What is tried
+
+    def agents(self) -> set[int]:
+        """The agents that run on the server."""
+        return set(self.world.people.host.running_agents())
+
+    @contextmanager
+    def stopped(self, step: str, *, there: bool) -> Iterator[tuple[Running, int]]:
+        """The sync, and the process of it that stands at ``step`` as long as the context lasts."""
+        others = self.agents() if there else set()
+        running = self.start("sync", "--json", **{"there" if there else "here": f"{step}=stop"})
+        pid = running.process.pid
+        if there:
+            until(lambda: self.agent_said(step), f"the agent at {step}")
+            (pid,) = self.agents() - others
+        with standing(pid):
+            yield running, pid
 
     def variables(self, *, here: str = "", there: str = "") -> dict[str, str]:
         """The environment that lets things happen at steps of the client, and of the agents it starts."""
@@ -264,6 +303,9 @@ class Scene:
         if not self.snapshots:
             del sides["R"]  # the same before and after
             assert self._remote() == "before", "R changed"
+        if self.only_uploads:
+            del sides["L"]
+            assert self._local() == "before", "L changed"
         values = set(sides.values())
         assert len(values) == 1 and values <= {"before", "after"}, f"not all or nothing: {sides}"
         left = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.scene import THEIRS, Scene, everything, merged, stands, until
+from tests.crash.scene import THEIRS, Scene, everything, merged, standing, unread, until
 from tests.e2e.oracle import File, photograph
 from tests.e2e.world import Running, World
 
@@ -24,19 +23,9 @@ SINCE = r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 @contextmanager
 def hung(scene: Scene, step: str, *, there: bool = True) -> Iterator[Running]:
     """Ann's sync, stopped at a step for as long as the context lasts; then it goes on."""
-    host = scene.world.people.host
-    others = set(host.running_agents())
-    running = scene.start("sync", "--json", **{"there" if there else "here": f"{step}=hang:1"})
-    until(lambda: scene.agent_said(step) if there else stands(running), f"ann at {step}")
-    stopped = running.process.pid
-    if there:
-        (stopped,) = set(host.running_agents()) - others
-    os.kill(stopped, signal.SIGSTOP)
-    try:
+    with scene.stopped(step, there=there) as (running, _):
         yield running
         assert running.process.poll() is None
-    finally:
-        os.kill(stopped, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("step", ["remote-begun", "uploaded", "remote-prepared"])
@@ -156,12 +145,15 @@ def test_head_moved_between_plan_and_begin(times: int, base: World, folder: Path
     scene = everything(base, folder)
     bob = scene.world.clients["bob"]
     expected = dict(scene.after)
-    running = scene.start("sync", "--json", here="planned=hang:3")
+    running = scene.start("sync", "--json", here="planned=stop")
     for number in range(times):
-        until(lambda n=number: failpoints_met(running) > n, "ann's plan")
-        bob.write(f"input/of bob {number}", b"meanwhile")
-        bob.must("sync")
-        expected[f"input/of bob {number}"] = File(b"meanwhile")
+        with standing(running.process.pid):
+            bob.write(f"input/of bob {number}", b"meanwhile")
+            bob.must("sync")
+            expected[f"input/of bob {number}"] = File(b"meanwhile")
+        until(lambda n=number: failpoints_met(running) > n + 1, "ann's next plan")
+    with standing(running.process.pid):
+        pass
     ended = running.end()
     assert ended.status == 0, ended
     again = [n for n in ended.document["notes"] if "planning again" in n["text"]]
@@ -171,25 +163,17 @@ def test_head_moved_between_plan_and_begin(times: int, base: World, folder: Path
 
 
 def failpoints_met(running: Running) -> int:
-    """How often a running command has stood at its failpoint: one line of stderr each, unread so far."""
-    import array
-    import fcntl
-    import termios
-
-    assert running.process.stderr is not None
-    waiting = array.array("i", [0])
-    fcntl.ioctl(running.process.stderr, termios.FIONREAD, waiting)
-    return waiting[0] // len("failpoint planned: hang:3\n")
+    """How often a running command has come to its failpoint: one line of stderr each, unread so far."""
+    return unread(running) // len("failpoint planned: stop\n")
 
 
 def test_head_moved_into_a_conflict(base: World, folder: Path) -> None:
     """What bob did meanwhile meets what ann did: planned again, it is a conflict, and nothing moves."""
     scene = everything(base, folder)
     bob = scene.world.clients["bob"]
-    running = scene.start("sync", "--json", here="planned=hang:3")
-    until(lambda: stands(running), "ann's plan")
-    bob.write("input/mine.csv", b"bob has it otherwise\n")
-    bob.must("sync")
+    with scene.stopped("planned", there=False) as (running, _):
+        bob.write("input/mine.csv", b"bob has it otherwise\n")
+        bob.must("sync")
     ended = running.end()
     assert ended.status == 3, ended
     assert [c["path"] for c in ended.document["error"]["facts"]["conflicts"]] == ["input/mine.csv"]

@@ -7,17 +7,15 @@ so that it is the missing safety and nothing else that is noticed.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.crash.conftest import Line
-from tests.crash.scene import Scene, everything, stands, until
+from tests.crash.scene import Scene, everything, until
 from tests.e2e.world import LAUNCHER, World
 from tests.hosts.sshd import REPOSITORY
 
@@ -139,9 +137,8 @@ def test_no_last_look(patch: str, base: World, folder: Path) -> None:
     client_without(scene, patch)
 
     def case() -> None:
-        running = scene.start("sync", "--json", here="local-flushed=hang:2")
-        until(lambda: stands(running), "ann")
-        scene.who.write("input/mine.csv", b"an edit in the last moment")
+        with scene.stopped("local-flushed", there=False) as (running, _):
+            scene.who.write("input/mine.csv", b"an edit in the last moment")
         ended = running.end()
         assert ended.status == 15, ended
         assert scene.world.remote().check().records == scene.before.records
@@ -208,18 +205,10 @@ def test_recovery_without_the_lock(patch: str, line: Line, base: World, folder: 
     scene = everything(base, folder)
     bob = scene.world.clients["bob"]
     bob.write("input/of bob", b"x")
-    host = line.people.host
 
     def case() -> None:
-        others = set(host.running_agents())
-        running = scene.start("sync", "--json", there="uploaded=hang:1")
-        until(lambda: scene.agent_said("uploaded"), "ann's agent")
-        (agent,) = set(host.running_agents()) - others
-        os.kill(agent, signal.SIGSTOP)
-        try:
+        with scene.stopped("uploaded", there=True) as (running, _):
             refused = bob.dsg("sync", "--json", variables=agent_without(scene, line, patch))
-        finally:
-            os.kill(agent, signal.SIGCONT)
         ended = running.end()
         assert refused.status == 5, refused
         assert ended.status == 0, ended

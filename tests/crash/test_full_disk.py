@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from protocol.transaction import STEPS, Side, Step, StepRow
 from tests.crash.conftest import Line
-from tests.crash.scene import MINE, START, THEIRS, Scene, merged, stands, until
+from tests.crash.scene import MINE, START, THEIRS, Scene, merged, standing, until
 from tests.e2e.world import Client, Ended, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen")]
@@ -134,14 +134,8 @@ def rows(*steps: Step) -> list[StepRow]:
 
 def filled_at(scene: Scene, disk: Disk, row: StepRow) -> Ended:
     """Sync; the disk becomes full while a side stands at a step."""
-    armed = f"{row.step.value}=hang:1.5"
-    if row.side is Side.LOCAL:
-        running = scene.start("sync", "--json", here=armed)
-        until(lambda: stands(running), f"the client at {row.step.value}")
-    else:
-        running = scene.start("sync", "--json", there=armed)
-        until(lambda: scene.agent_said(row.step.value), f"the agent at {row.step.value}")
-    disk.fill()
+    with scene.stopped(row.step.value, there=row.side is Side.REMOTE) as (running, _):
+        disk.fill()
     return running.end()
 
 
@@ -267,10 +261,10 @@ def test_full_while_cloning(line: Line, base: World, folder: Path, mount: Mount)
     cat = world.client("cat")
     disk = mount(cat.folder)
     running = cat.start(
-        "clone", world.address, "data", "--json", variables={"DSG_FAILPOINTS": "downloaded=hang:1.5"}
+        "clone", world.address, "data", "--json", variables={"DSG_FAILPOINTS": "downloaded=stop"}
     )
-    until(lambda: stands(running), "the downloads")
-    disk.fill()
+    with standing(running.process.pid):
+        disk.fill()
     ended = running.end()
     assert ended.status == 10 and "space" in ended.document["error"]["message"], ended
     disk.free()
@@ -302,9 +296,9 @@ def test_server_read_only(full_server: tuple[Scene, Disk]) -> None:
 def test_server_becomes_read_only(row: StepRow, full_server: tuple[Scene, Disk]) -> None:
     """As ext4 does after an error: the agent cannot even undo what it did."""
     scene, disk = full_server
-    running = scene.start("sync", "--json", there=f"{row.step.value}=hang:1.5")
-    until(lambda: scene.agent_said(row.step.value), f"the agent at {row.step.value}")
-    with disk.read_only():
+    with ExitStack() as broken:
+        with scene.stopped(row.step.value, there=True) as (running, _):
+            broken.enter_context(disk.read_only())
         ended = running.end()
         assert ended.status == 9, ended
         assert "read-only" in ended.document["error"]["message"], ended
@@ -328,9 +322,9 @@ def test_client_read_only(full_client: tuple[Scene, Disk]) -> None:
 )
 def test_client_becomes_read_only(row: StepRow, full_client: tuple[Scene, Disk]) -> None:
     scene, disk = full_client
-    running = scene.start("sync", "--json", here=f"{row.step.value}=hang:1.5")
-    until(lambda: stands(running), f"the client at {row.step.value}")
-    with disk.read_only():
+    with ExitStack() as broken:
+        with scene.stopped(row.step.value, there=False) as (running, _):
+            broken.enter_context(disk.read_only())
         ended = running.end()
         assert ended.status == 10, ended
         assert "ead-only" in ended.document["error"]["message"] + ended.document["error"]["hint"], ended

@@ -1,4 +1,4 @@
-"""A side that stands still at a step, and the connection cut meanwhile; an agent that falls silent.
+"""A side that stands still at a step, and the connection cut meanwhile; and silence.
 
 What the client then says must be the truth, whoever wakes up later; and the
 next command must find all as before or all as after.
@@ -6,15 +6,14 @@ next command must find all as before or all as after.
 
 from __future__ import annotations
 
-import os
-import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from protocol.transaction import STEPS, Side, Step, StepRow
 from tests.crash.conftest import Line
-from tests.crash.scene import FULL, Scene, everything, stands, until
+from tests.crash.scene import FULL, Scene, everything, only_uploads, stands, until
 from tests.e2e.world import Ended, Running, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen")]
@@ -88,60 +87,48 @@ def test_client_hangs_and_the_line_is_cut(
 
 # Silence
 
-#: Seconds after which each side takes the other for dead (docs/wire.md), and a little more.
+#: Seconds after which each side takes the other for dead (docs/wire.md).
 SILENCE = 60.0
 
 
-def agent_of(scene: Scene, line: Line, others: set[int]) -> int:
-    """The agent that this scene's command has started."""
-    found = set(line.people.host.running_agents()) - others
-    assert len(found) == 1, found
-    return found.pop()
+def test_silence(line: Line, base: World, folder: Path) -> None:
+    """Agents that stand still, and a network in which nothing moves and nothing is closed.
 
+    Bob's agents are stopped: before anything is decided, prepared, and decided.
+    Ann's network stands. All of them wait side by side.
+    """
+    stopped: dict[Step, tuple[Scene, Running]] = {}
+    with ExitStack() as still:
+        for step in (Step.UPLOADED, Step.REMOTE_PREPARED, Step.REMOTE_DECIDED):
+            scene = only_uploads(base, folder / step.value)
+            running, _ = still.enter_context(scene.stopped(step.value, there=True))
+            stopped[step] = scene, running
+        cut_off = everything(base, folder / "network")
+        with cut_off.stopped("uploaded", there=True) as (alone, _):
+            line.proxy.freeze()
+        ended = alone.end()
+        line.proxy.cut()
+        line.proxy.mend()
+        assert gave_up(ended), ended
+        assert cut_off.untouched_here()
+        check(cut_off, ended)
 
-def test_agent_falls_silent(line: Line, base: World, folder: Path) -> None:
-    """Stopped agents, before anything is decided and in the middle of the commit; all waits side by side."""
-    host = line.people.host
-    stopped: list[tuple[Scene, int, Running]] = []
-    steps = [Step.UPLOADED] + ([Step.REMOTE_PREPARED, Step.REMOTE_DECIDED] if FULL else [])
-    try:
-        for step in steps:
-            scene = everything(base, folder / step.value)
-            others = set(host.running_agents())
-            running = scene.start("sync", "--json", there=f"{step.value}=hang:1")
-            until(lambda: scene.agent_said(step.value), f"the agent at {step.value}")  # noqa: B023
-            agent = agent_of(scene, line, others)
-            os.kill(agent, signal.SIGSTOP)
-            stopped.append((scene, agent, running))
-        for scene, _, running in stopped:
+        for step, (scene, running) in stopped.items():
             ended = running.end()
-            committing = scene.agent_said(Step.REMOTE_DECIDED.value)
-            assert ended.status == (11 if committing else 6), ended
-            assert f"for {SILENCE:.0f} s" in ended.document["error"]["message"] or committing, ended
-            # It has the lock as long as it lives: nobody can do anything, and everybody is told why.
-            bob = scene.world.clients["bob"]
-            bob.write("input/of bob", b"x")
-            refused = bob.dsg("sync", "--json")
+            # Another agent reads the decision from the disk, and says so.
+            decided = step is Step.REMOTE_DECIDED
+            assert ended.status == 0 if decided else gave_up(ended), ended
+            # A stopped agent has the lock as long as it lives: nobody can write, and everybody is told why.
+            ann = scene.world.clients["ann"]
+            ann.write("input/of ann", b"x")
+            refused = ann.sync()
             assert refused.status == 5, refused
-            assert "ann" in refused.document["error"]["message"]
-            bob.path("input/of bob").unlink()
-    finally:
-        for _, agent, _ in stopped:
-            os.kill(agent, signal.SIGCONT)
-    for scene, _, running in stopped:
+            assert "bob" in refused.document["error"]["message"]
+            ann.path("input/of ann").unlink()
+    for scene, running in stopped.values():
         check(scene, running.end())
 
 
-def test_network_falls_silent(line: Line, base: World, folder: Path) -> None:
-    """Nothing moves any more, and nothing is closed: the client gives up, and the agent does by itself."""
-    scene = everything(base, folder)
-    running = scene.start("sync", "--json", there="uploaded=hang:1")
-    until(lambda: scene.agent_said("uploaded"), "the agent")
-    line.proxy.freeze()
-    ended = running.end()
-    assert ended.status == 6, ended
-    assert f"for {SILENCE:.0f} s" in ended.document["error"]["message"], ended
-    assert scene.untouched_here()
-    line.proxy.cut()
-    line.proxy.mend()
-    check(scene, ended)
+def gave_up(ended: Ended) -> bool:
+    """Whether a sync ended because nothing had been heard from the agent."""
+    return ended.status == 6 and f"for {SILENCE:.0f} s" in ended.document["error"]["message"]

@@ -19,7 +19,7 @@ import pytest
 from attrs import frozen
 
 from tests.crash.conftest import Line
-from tests.crash.scene import FULL, Scene, everything, only_downloads, stands, until
+from tests.crash.scene import FULL, Scene, everything, only_downloads, until
 from tests.e2e.world import Ended, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen")]
@@ -49,9 +49,8 @@ def measured(line: Line, base: World, tmp_path_factory: pytest.TempPathFactory) 
     up, down = proxy.up - up, proxy.down - down
     scene = everything(base, tmp_path_factory.mktemp("to-the-commit"))
     commit_up, commit_down = proxy.up, proxy.down
-    running = scene.start("sync", "--json", here="local-prepared=hang:1")
-    until(lambda: stands(running), "the journal")
-    commit_up, commit_down = proxy.up - commit_up, proxy.down - commit_down
+    with scene.stopped("local-prepared", there=False) as (running, _):
+        commit_up, commit_down = proxy.up - commit_up, proxy.down - commit_down
     assert running.end().status == 0
     return Measured(seconds, up, down, commit_up, commit_down)
 
