@@ -16,14 +16,17 @@ from protocol.transaction import Step
 
 __all__ = ["commit_there"]
 
+# A network that was gone for a moment is back by then, and a server's sshd started again.
+_PATIENCE = 10.0
+
 
 async def commit_there(site: Site, repo: RemoteRepo, txid: str, record: SnapshotRecord) -> list[str]:
     """Have the server commit what it prepared as ``record``; its notes. Returns when it is committed.
 
     An error whose outcome is ABORTED is final: the server said so, after it
     had undone all. Any other way in which the answer fails to come says
-    nothing of the decision, and the server is asked on a new connection;
-    InDoubtError when it cannot be.
+    nothing of the decision, and the server is asked on a new connection, for
+    some seconds again and again; InDoubtError when it cannot be.
     """
     sending = asyncio.ensure_future(repo.commit(txid, record.digest))
     try:
@@ -57,7 +60,7 @@ async def _ask(site: Site, repo: RemoteRepo, txid: str, record: SnapshotRecord, 
     site.emit(Note(f"{lost.message}; asking whether the server committed ..."))
     # An agent that still has the transaction would keep the next one from it.
     await repo.agent.close(undoing=True)
-    if await ask_outcome(site, txid, record) == "committed":
+    if await ask_outcome(site, txid, record, patience=_PATIENCE) == "committed":
         return []
     raise type(lost)(
         f"{lost.message} (before the server had decided)",

@@ -11,7 +11,17 @@ from dsg_client.sync.events import Note, Phase, PhaseStarted
 from dsg_client.sync.localside import Settled, settle, storage_errors
 from dsg_client.sync.site import Site
 from dsg_client.sync.threads import to_the_end
-from protocol.errors import DsgError, InDoubtError, IntegrityError, LockedError, WrongRepositoryError
+from protocol.errors import (
+    DsgError,
+    HostKeyChangedError,
+    HostKeyUnknownError,
+    InDoubtError,
+    IntegrityError,
+    LinkError,
+    LockedError,
+    SignInError,
+    WrongRepositoryError,
+)
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.tree.change import (
@@ -30,6 +40,8 @@ __all__ = ["ask_outcome", "describe_pending", "drop_prepared", "finish_there", "
 
 # An agent that lost its client aborts within 60 s, or finishes the commit it has begun.
 _RUNNING_LIMIT = 75.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 4.0
 
 
 def drop_prepared(tree: TreeFS, txid: str) -> None:
@@ -40,14 +52,17 @@ def drop_prepared(tree: TreeFS, txid: str) -> None:
             discard_prepared(tree)
 
 
-async def ask_outcome(site: Site, txid: str, record: SnapshotRecord) -> str:
+async def ask_outcome(site: Site, txid: str, record: SnapshotRecord, *, patience: float = 0.0) -> str:
     """Ask the server on a new connection: ``committed`` or ``aborted``, each of them final.
 
-    InDoubtError when it cannot be asked, or does not know within 75 s. A commit
-    that a dead agent left unapplied is carried out on the way.
+    InDoubtError when it cannot be asked, or does not know within 75 s. A server
+    that cannot be reached, or is lost again, is tried again for ``patience``
+    seconds. A commit that a dead agent left unapplied is carried out on the way.
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + _RUNNING_LIMIT
+    last_try = loop.time() + patience
+    pause = _FIRST_PAUSE
     while True:
         try:
             async with site.connect() as repo:
@@ -77,12 +92,25 @@ async def ask_outcome(site: Site, txid: str, record: SnapshotRecord) -> str:
         except (InDoubtError, WrongRepositoryError):
             raise
         except DsgError as error:
+            if _may_pass(error) and loop.time() + pause <= last_try:
+                if pause == _FIRST_PAUSE:
+                    site.emit(Note(f"{error.message}; trying again for {patience:.0f} s ..."))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
             raise InDoubtError(
                 f"whether the server committed this sync is not known: {error.message}",
                 hint="Nothing was changed here. Run 'dsg sync' again when the server can be reached: it "
                 "settles this first. If it is gone for good: 'dsg recover --abandon'.",
                 facts={"txid": txid, "cause": error.to_wire()},
             ) from error
+
+
+def _may_pass(error: DsgError) -> bool:
+    """Whether a network that is gone for a moment, or a server that starts again, can look like this."""
+    return isinstance(error, LinkError) and not isinstance(
+        error, SignInError | HostKeyChangedError | HostKeyUnknownError
+    )
 
 
 async def finish_there(site: Site, repo: RemoteRepo) -> None:

@@ -85,6 +85,21 @@ def test_client_hangs_and_the_line_is_cut(
     check(scene, ended)
 
 
+def test_the_server_is_back_soon(line: Line, base: World, folder: Path) -> None:
+    """The answer to the commit is lost and the server cannot be reached for a moment: it is asked again."""
+    scene = everything(base, folder)
+    with scene.stopped("remote-published", there=True) as (running, _):
+        tried = line.proxy.connections
+        line.proxy.cut()
+    until(lambda: line.proxy.connections > tried + 1, "two tries, the first of them in vain")
+    line.proxy.mend()
+    ended = running.end()
+    assert ended.status == 0, ended
+    assert any("trying again" in note["text"] for note in ended.document["notes"]), ended
+    assert scene.verdict() == "after"
+    scene.goes_on("after")
+
+
 # Silence
 
 #: Seconds after which each side takes the other for dead (docs/wire.md).
