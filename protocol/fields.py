@@ -1,4 +1,4 @@
-"""The kinds of fields that messages have: each checks its value when a message is made.
+"""Messages, and the kinds of fields that they have: each checks its value when a message is made.
 
 A checker raises LocalProtocolError; reading a message turns that into the
 other side's fault. Lists come as lists and are kept as tuples.
@@ -7,14 +7,16 @@ other side's fault. Lists come as lists and are kept as tuples.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from attrs import field
+from inspect import get_annotations
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from protocol.digest import parse_tagged
 from protocol.errors import LocalProtocolError
+from protocol.value import Record
 
 __all__ = [
+    "Field",
+    "Message",
     "blob",
     "blobs",
     "count",
@@ -41,15 +43,15 @@ MAX_TEXT = 20_000  # a path of 4,000 bytes, each shown as an escape
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
+class Field(NamedTuple):
+    """A kind of field: what is wrong with a value, and what makes the value from what the wire holds."""
+
+    problem: Callable[[Any], str | None]
+    load: Callable[[Any, Callable[[type, Any], Any]], Any] | None = None
+
+
 def _field(problem: Callable[[Any], str | None], load: Any = None) -> Any:
-    """A field whose value has no ``problem``; ``load`` makes the value from what the wire holds."""
-
-    def check(_message: object, attribute: Any, value: Any) -> None:
-        reason = problem(value)
-        if reason is not None:
-            raise LocalProtocolError(f"the field {attribute.name!r} {reason}")
-
-    return field(validator=check, metadata={} if load is None else {"load": load})
+    return Field(problem, load)
 
 
 def _number(low: int, high: int) -> Any:
@@ -208,3 +210,43 @@ def nested_list(cls: type, most: int) -> Any:
         return tuple(parse(cls, item) if type(item) is dict else item for item in value[: most + 1])
 
     return _field(_each(most, lambda item: None if type(item) is cls else f"is not a {cls.__name__}"), load)
+
+
+@dataclass_transform(
+    kw_only_default=True,
+    frozen_default=True,
+    field_specifiers=(
+        blob,
+        blobs,
+        count,
+        digest,
+        digest_or_none,
+        flag,
+        handle,
+        identifier,
+        nested,
+        nested_list,
+        seq,
+        server_path,
+        text,
+        texts,
+        word,
+    ),
+)
+class Message(Record):
+    """The base of requests, results and notices. LocalProtocolError when one is made with a bad value."""
+
+    FIELDS: ClassVar[dict[str, Field]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.FIELDS = {name: cls.__dict__[name] for name in get_annotations(cls)}
+        cls._names = tuple(cls.FIELDS)
+        for name in cls._names:
+            delattr(cls, name)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        for name, field in self.FIELDS.items():
+            reason = field.problem(self.__dict__[name])
+            if reason is not None:
+                raise LocalProtocolError(f"the field {name!r} {reason}")

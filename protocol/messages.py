@@ -17,9 +17,8 @@ messages) may hold control characters: escape it where it is shown.
 
 from __future__ import annotations
 
-from attrs import frozen
-
 from protocol import fields
+from protocol.fields import Message
 from protocol.methods import (
     METHODS,
     Body,
@@ -83,13 +82,11 @@ __all__ = [
 ]
 
 
-@frozen(kw_only=True)
-class Nothing:
+class Nothing(Message):
     """A result without fields: the method succeeded."""
 
 
-@frozen(kw_only=True)
-class OutsideChanges:
+class OutsideChanges(Message):
     """Where the tree on the server is not what its head says: at most 1,000 paths a list, ``more`` untold."""
 
     modified: tuple[str, ...] = fields.texts()
@@ -104,8 +101,7 @@ class OutsideChanges:
 # Repositories
 
 
-@frozen(kw_only=True)
-class RepoOpened:
+class RepoOpened(Message):
     """``head``: the record's bytes. ``unapplied``: a decided transaction waits for a writer to finish it.
 
     ``settings``: what ``repo.init`` was given, for a new working folder.
@@ -121,24 +117,21 @@ class RepoOpened:
 
 
 @method("repo.open", Role.READ, RepoOpened)
-@frozen(kw_only=True)
-class OpenRepo:
+class OpenRepo(Message):
     """Open the repository at ``path``; ``repo`` is the client's number for it in later requests."""
 
     repo: int = fields.handle()
     path: str = fields.server_path()
 
 
-@frozen(kw_only=True)
-class RepoInitialized:
+class RepoInitialized(Message):
     """``head``: the bytes of the record of the empty s0."""
 
     head: bytes = fields.blob()
 
 
 @method("repo.init", Role.ADMIN, RepoInitialized)
-@frozen(kw_only=True)
-class InitRepo:
+class InitRepo(Message):
     """Make an empty repository at ``path``. ``group``: the Unix group that shares it, '' for none.
 
     ``settings``: JSON text, kept by the agent and not looked into: the name,
@@ -154,8 +147,7 @@ class InitRepo:
     settings: str = fields.text(16000)
 
 
-@frozen(kw_only=True)
-class ManifestFound:
+class ManifestFound(Message):
     """``same``: the client has the head's manifest; no body. ``known``: the chain holds ``have``."""
 
     same: bool = fields.flag()
@@ -164,24 +156,21 @@ class ManifestFound:
 
 
 @method("repo.manifest", Role.READ, ManifestFound, response_body=Body.MANIFEST)
-@frozen(kw_only=True)
-class GetManifest:
+class GetManifest(Message):
     """The head and its manifest. ``have``: digest of the record whose manifest the client has, or ''."""
 
     repo: int = fields.handle()
     have: str = fields.digest_or_none()
 
 
-@frozen(kw_only=True)
-class RecordsFound:
+class RecordsFound(Message):
     """The records' bytes, ascending; fewer than asked for where there are no more."""
 
     records: tuple[bytes, ...] = fields.blobs(500)
 
 
 @method("repo.records", Role.READ, RecordsFound)
-@frozen(kw_only=True)
-class GetRecords:
+class GetRecords(Message):
     """The records ``first`` to ``last``, at most 500 in a call (``last`` may be beyond the head)."""
 
     repo: int = fields.handle()
@@ -189,16 +178,14 @@ class GetRecords:
     last: int = fields.seq()
 
 
-@frozen(kw_only=True)
-class SnapshotFound:
+class SnapshotFound(Message):
     """The snapshot's record; its manifest is the body."""
 
     record: bytes = fields.blob()
 
 
 @method("repo.snapshot", Role.READ, SnapshotFound, response_body=Body.MANIFEST)
-@frozen(kw_only=True)
-class GetSnapshot:
+class GetSnapshot(Message):
     """The record and manifest of snapshot ``seq``."""
 
     repo: int = fields.handle()
@@ -206,32 +193,28 @@ class GetSnapshot:
 
 
 @method("repo.outside", Role.READ, OutsideChanges)
-@frozen(kw_only=True)
-class ListOutside:
+class ListOutside(Message):
     """Compare the tree on the server with its head; of what was added, pass over the first ``skip``."""
 
     repo: int = fields.handle()
     skip: int = fields.count()
 
 
-@frozen(kw_only=True)
-class Recovered:
+class Recovered(Message):
     """``notes``: what was finished or undone, one sentence each."""
 
     notes: tuple[str, ...] = fields.texts()
 
 
 @method("repo.recover", Role.WRITE, Recovered)
-@frozen(kw_only=True)
-class Recover:
+class Recover(Message):
     """Take the lock and finish or undo what a crash left."""
 
     repo: int = fields.handle()
 
 
 @method("files.get", Role.READ, Nothing, request_body=Body.ROWS, response_body=Body.FILES)
-@frozen(kw_only=True)
-class GetFiles:
+class GetFiles(Message):
     """Contents as of snapshot ``seq``: a content row for each file; the file stream numbers them so."""
 
     repo: int = fields.handle()
@@ -241,18 +224,16 @@ class GetFiles:
 # Transactions
 
 
-@frozen(kw_only=True)
-class Begun:
+class Begun(Message):
     """``outside``: what changed outside DSG (empty unless ``adopt``). ``free``: bytes that may be written."""
 
-    outside: OutsideChanges = fields.nested(OutsideChanges)  # noqa: RUF009 # frozen, like all messages
+    outside: OutsideChanges = fields.nested(OutsideChanges)  # frozen, like all messages
     free: int = fields.count()
     notes: tuple[str, ...] = fields.texts()
 
 
 @method("tx.begin", Role.WRITE, Begun)
-@frozen(kw_only=True)
-class Begin:
+class Begin(Message):
     """Take the lock, recover, refuse unless record ``base`` is the head. ``adopt``: bear outside changes."""
 
     repo: int = fields.handle()
@@ -263,24 +244,21 @@ class Begin:
     adopt: bool = fields.flag()
 
 
-@frozen(kw_only=True)
-class ChangesTaken:
+class ChangesTaken(Message):
     """How many rows came."""
 
     count: int = fields.count()
 
 
 @method("tx.changes", Role.WRITE, ChangesTaken, request_body=Body.ROWS)
-@frozen(kw_only=True)
-class Changes:
+class Changes(Message):
     """The whole change of the tree, as change rows in canonical order."""
 
     repo: int = fields.handle()
     txid: str = fields.identifier()
 
 
-@frozen(kw_only=True)
-class Uploaded:
+class Uploaded(Message):
     """Files and bytes that were staged."""
 
     files: int = fields.count()
@@ -288,8 +266,7 @@ class Uploaded:
 
 
 @method("tx.upload", Role.WRITE, Uploaded, request_body=Body.FILES)
-@frozen(kw_only=True)
-class Upload:
+class Upload(Message):
     """Contents of files put by ``tx.changes``, numbered by their rows there."""
 
     repo: int = fields.handle()
@@ -297,8 +274,7 @@ class Upload:
 
 
 @method("tx.adopt", Role.WRITE, Nothing, request_body=Body.ROWS, response_body=Body.ROWS)
-@frozen(kw_only=True)
-class Adopt:
+class Adopt(Message):
     """Take in paths as they are on the server, credited to ``who``; change rows answer the path rows."""
 
     repo: int = fields.handle()
@@ -306,16 +282,14 @@ class Adopt:
     who: str = fields.text(200)
 
 
-@frozen(kw_only=True)
-class Prepared:
+class Prepared(Message):
     """The bytes of the record to be committed."""
 
     record: bytes = fields.blob()
 
 
 @method("tx.prepare", Role.WRITE, Prepared)
-@frozen(kw_only=True)
-class Prepare:
+class Prepare(Message):
     """Verify and make durable all but the decision. ``manifest``: the digest that must come out."""
 
     repo: int = fields.handle()
@@ -326,8 +300,7 @@ class Prepare:
     host: str = fields.text(255)
 
 
-@frozen(kw_only=True)
-class Committed:
+class Committed(Message):
     """The transaction holds: its record's bytes, and ``notes`` on what was found on the way."""
 
     record: bytes = fields.blob()
@@ -335,8 +308,7 @@ class Committed:
 
 
 @method("tx.commit", Role.WRITE, Committed)
-@frozen(kw_only=True)
-class Commit:
+class Commit(Message):
     """Decide. ``record``: the digest of the prepared record."""
 
     repo: int = fields.handle()
@@ -345,16 +317,14 @@ class Commit:
 
 
 @method("tx.abort", Role.WRITE, Nothing)
-@frozen(kw_only=True)
-class Abort:
+class Abort(Message):
     """Undo the transaction and release the lock."""
 
     repo: int = fields.handle()
     txid: str = fields.identifier()
 
 
-@frozen(kw_only=True)
-class OutcomeFound:
+class OutcomeFound(Message):
     """``outcome``: committed (``record`` holds the record), aborted (and fenced off), or running."""
 
     outcome: str = fields.word("committed", "aborted", "running")
@@ -362,8 +332,7 @@ class OutcomeFound:
 
 
 @method("tx.outcome", Role.WRITE, OutcomeFound)
-@frozen(kw_only=True)
-class GetOutcome:
+class GetOutcome(Message):
     """What became of ``txid``, which would have made snapshot ``seq``."""
 
     repo: int = fields.handle()
@@ -374,8 +343,7 @@ class GetOutcome:
 # The server
 
 
-@frozen(kw_only=True)
-class Check:
+class Check(Message):
     """One thing that was looked at; ``cure``: what to do when it is not ``ok``."""
 
     name: str = fields.text(200)
@@ -384,16 +352,14 @@ class Check:
     cure: str = fields.text(4000)
 
 
-@frozen(kw_only=True)
-class DoctorReport:
+class DoctorReport(Message):
     """All checks, in order."""
 
     checks: tuple[Check, ...] = fields.nested_list(Check, 200)
 
 
 @method("server.doctor", Role.READ, DoctorReport)
-@frozen(kw_only=True)
-class Doctor:
+class Doctor(Message):
     """Look at the server, and at the repository at ``path`` unless that is ''."""
 
     path: str = fields.server_path(empty=True)
@@ -403,8 +369,7 @@ class Doctor:
 
 
 @notice("phase")
-@frozen(kw_only=True)
-class Phase:
+class Phase(Message):
     """What a long request is at: ``name`` (verifying, flushing, ...), ``count`` of ``total`` (0: unknown)."""
 
     name: str = fields.text(64)

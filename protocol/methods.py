@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar, cast
-
-import attrs
-from attrs import frozen
+from typing import Any, NamedTuple, TypeVar
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.fields import Message
 
 __all__ = [
     "METHODS",
@@ -28,7 +26,7 @@ __all__ = [
     "to_wire",
 ]
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Message)
 
 
 class Role(Enum):
@@ -53,32 +51,31 @@ class Body(Enum):
     MANIFEST = "manifest"  # the bytes of a manifest's encoding
 
 
-@frozen
-class MethodRow:
+class MethodRow(NamedTuple):
     """One method of the table."""
 
     name: str
     role: Role
-    request: type
-    result: type
+    request: type[Message]
+    result: type[Message]
     request_body: Body
     response_body: Body  # MANIFEST: only where the result says so
 
 
 METHODS: dict[str, MethodRow] = {}
-NOTICES: dict[str, type] = {}
-_NAMES: dict[type, str] = {}
+NOTICES: dict[str, type[Message]] = {}
+_NAMES: dict[type[Message], str] = {}
 
 
 def method(
     name: str,
     role: Role,
-    result: type,
+    result: type[Message],
     *,
     request_body: Body = Body.NONE,
     response_body: Body = Body.NONE,
 ) -> Callable[[type[_T]], type[_T]]:
-    """Register an attrs class as the request of method ``name``.
+    """Register a message as the request of method ``name``.
 
     TypeError, at import, without a role: an undeclared permission must not
     come to mean "allowed" (hg CVE-2018-1000132).
@@ -97,7 +94,7 @@ def method(
 
 
 def notice(name: str) -> Callable[[type[_T]], type[_T]]:
-    """Register an attrs class as the notice ``name``."""
+    """Register a message as the notice ``name``."""
 
     def register(cls: type[_T]) -> type[_T]:
         NOTICES[name] = cls
@@ -122,7 +119,7 @@ def parse_request(name: str, params: dict[str, Any], has_body: bool | None = Non
     return _parse(row.request, params, name)
 
 
-def parse_result(request: type, found: dict[str, Any], has_body: bool | None = None) -> Any:
+def parse_result(request: type[Message], found: dict[str, Any], has_body: bool | None = None) -> Any:
     """The result of a request of class ``request``; RemoteProtocolError when it is not one.
 
     ``has_body``, when given, must be as the table says (a manifest may be left out).
@@ -141,27 +138,31 @@ def parse_notice(name: str, found: dict[str, Any]) -> Any | None:
     return None if cls is None else _parse(cls, found, f"the notice {name}")
 
 
-def request_wire(request: Any) -> tuple[str, dict[str, Any]]:
+def request_wire(request: Message) -> tuple[str, dict[str, Any]]:
     """(method, params) of a request, for ``Connection.send_request``."""
     return _NAMES[type(request)], to_wire(request)
 
 
-def to_wire(message: Any) -> dict[str, Any]:
+def to_wire(message: Message) -> dict[str, Any]:
     """A request, result or notice as the map that is sent."""
-    return attrs.asdict(message)
+    return {name: _plain(getattr(message, name)) for name in message.FIELDS}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return to_wire(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _parse(cls: type[_T], found: dict[str, Any], what: str) -> _T:
-    known = attrs.fields_dict(cast(Any, cls))
-    if found.keys() != known.keys():
-        odd = sorted(map(ascii, found.keys() ^ known.keys()))
+    if found.keys() != cls.FIELDS.keys():
+        odd = sorted(map(ascii, found.keys() ^ cls.FIELDS.keys()))
         raise RemoteProtocolError(f"{what}: fields unknown or missing: {', '.join(odd)[:200]}")
     values = dict(found)
     try:
-        for name, attribute in known.items():
-            load = attribute.metadata.get("load")
-            if load is not None:
-                values[name] = load(values[name], lambda c, v: _parse(c, v, what))
+        for name, field in cls.FIELDS.items():
+            if field.load is not None:
+                values[name] = field.load(values[name], lambda c, v: _parse(c, v, what))
         return cls(**values)
     except LocalProtocolError as error:
         raise RemoteProtocolError(f"{what}: {error.message}") from None

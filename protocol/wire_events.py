@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
-
 from protocol.errors import DsgError, LinkLostError, RemoteProtocolError, VersionError
 from protocol.framing import Flag
 from protocol.preamble import Hello
+from protocol.value import Value
 
 __all__ = [
     "BodyEnded",
@@ -27,15 +26,13 @@ __all__ = [
 ]
 
 
-@frozen
-class HelloReceived:
+class HelloReceived(Value):
     """Agent: the client's choice of protocol and features; always the first event."""
 
     hello: Hello
 
 
-@frozen
-class RequestReceived:
+class RequestReceived(Value):
     """Agent: a request. It must be answered once, by a response or an error, even when cancelled."""
 
     stream: int
@@ -44,8 +41,7 @@ class RequestReceived:
     has_body: bool
 
 
-@frozen
-class RequestCancelled:
+class RequestCancelled(Value):
     """Agent: the client wants no answer and sends no more of the body. Stop, then answer with an error.
 
     ``changed``: the client found that a file it was sending changed.
@@ -55,8 +51,7 @@ class RequestCancelled:
     changed: bool
 
 
-@frozen
-class ResponseReceived:
+class ResponseReceived(Value):
     """Client: the request succeeded. With ``has_body``, data and an end follow; else it is over."""
 
     stream: int
@@ -64,16 +59,14 @@ class ResponseReceived:
     has_body: bool
 
 
-@frozen
-class ErrorReceived:
+class ErrorReceived(Value):
     """Client: the request failed, possibly in the middle of a response's body; it is over."""
 
     stream: int
     error: DsgError
 
 
-@frozen
-class NoticeReceived:
+class NoticeReceived(Value):
     """Client: news of a request that is still running. Names that are unknown are to be passed over."""
 
     stream: int
@@ -81,15 +74,13 @@ class NoticeReceived:
     fields: dict[str, Any]
 
 
-@frozen
-class RequestDropped:
+class RequestDropped(Value):
     """Client: the agent is through with a request that this side had cancelled."""
 
     stream: int
 
 
-@frozen
-class DataReceived:
+class DataReceived(Value):
     """A piece of a body, as sent. Give the event to ``consumed`` when it needs memory no more.
 
     ``payload`` is a read-only view, still compressed when ``flags`` say so
@@ -101,30 +92,26 @@ class DataReceived:
     flags: Flag
 
 
-@frozen
-class BodyEnded:
+class BodyEnded(Value):
     """A body is whole. With ``changed``, its sender found that a file changed under its hands."""
 
     stream: int
     changed: bool
 
 
-@frozen
-class CreditReceived:
+class CreditReceived(Value):
     """More of a body may be sent: ask ``can_send``."""
 
     stream: int
 
 
-@frozen
-class GoodbyeReceived:
+class GoodbyeReceived(Value):
     """The other side sends nothing more. ``error``: why, when it is not simply through."""
 
     error: DsgError | None
 
 
-@frozen
-class Failed:
+class Failed(Value):
     """The connection is over, in disorder; always the last event. All open requests are lost with it."""
 
     error: RemoteProtocolError | VersionError | LinkLostError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -82,6 +83,11 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         is_flag=True,
         help="On first contact, write the server's host key to known_hosts (its fingerprint is shown).",
     )(function)
+
+
+async def import_aside(name: str) -> None:
+    """Import a module in a thread: a connection that is being made goes on meanwhile."""
+    await asyncio.to_thread(importlib.import_module, name)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
+from dsg_client.cli.common import common_options, connection_options, exit_statuses, import_aside, run
 from dsg_client.cli.render import Output, plural
 
 CHANGES_WAIT = 20
@@ -39,7 +39,7 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
 
     async def main() -> Any:
         async with nullcontext() if offline else site.connecting():
-            # Imported while the server starts its agent.
+            await import_aside("dsg_client.sync.status")
             from dsg_client.sync.status import status
 
             return await status(site, offline=offline, verify=verify, emit=output.on_event)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
+from dsg_client.cli.common import common_options, connection_options, exit_statuses, import_aside, run
 from dsg_client.cli.render import Output, bytes_text, count_text, plural
 
 
@@ -55,7 +55,7 @@ def command(
 
     async def main() -> Any:
         async with site.connecting():
-            # Imported while the server starts its agent.
+            await import_aside("dsg_client.sync.run")
             from dsg_client.sync.run import SyncOptions, sync
 
             options = SyncOptions(

@@ -9,6 +9,7 @@ in and starting the agent then overlap with the scan.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ async def open_link(
 ) -> RemoteAgent:
     """Connect to the machine of ``address`` and start an agent there.
 
-    ``starting`` is called when the agent has been asked for and is awaited:
+    ``starting`` is called when all that connecting needs has been imported:
     the time for work that would have delayed the connection.
     Raises a LinkError that tells what failed (see :mod:`protocol.errors`),
     VersionError for an agent of another protocol, ConfigError for an
@@ -51,7 +52,9 @@ async def open_link(
     elif settings.transport == "asyncssh":
         from dsg_client.remote.start import remote_command
 
-        transport = await _import_ssh().open_ssh(address, remote_command(settings.agent_command), settings)
+        ssh = _import_ssh()
+        starting()
+        transport = await ssh.open_ssh(address, remote_command(settings.agent_command), settings)
         started = await _started(transport, settings.agent_command, settings.start_limit, starting)
     else:
         raise UsageError(
@@ -75,7 +78,8 @@ def _import_ssh() -> ModuleType:
 
     asyncssh looks for two libraries in a way that starts ldconfig, a compiler
     and a linker. Without liboqs it still has ML-KEM, from cryptography;
-    without nettle it has every MAC but UMAC.
+    without nettle it has every MAC but UMAC; and X.509, which it can do
+    without, is nothing that OpenSSH's servers know.
     """
     import ctypes.util
 
@@ -85,10 +89,12 @@ def _import_ssh() -> ModuleType:
         return None if "oqs" in name or "nettle" in name else find_library(name)
 
     ctypes.util.find_library = find_others
+    sys.modules["asyncssh.crypto.x509"] = None  # type: ignore[assignment] # "there is no such module"
     try:
         from dsg_client.remote import ssh
     finally:
         ctypes.util.find_library = find_library
+        del sys.modules["asyncssh.crypto.x509"]
     return ssh
 
 

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Site", "describe_config", "open_site"]
 
+
+# Seconds after which a thread that imports or scans lets the one go on that signs in; Python's are 5 ms,
+# and signing in has a dozen steps.
+_SWITCH = 0.0005
+
 _log = logging.getLogger("dsg")  # shown with -vv
 
 
@@ -48,7 +53,7 @@ class Link:
         self.address = address
         self.config = config
         self.accept_new_host_key = accept_new_host_key
-        #: Set once an agent has been asked for: nothing is to be done here until it answers.
+        #: Set once all that is needed to connect has been imported: from here on there is time to spare.
         self.starting = asyncio.Event()
 
     async def open(self) -> RemoteAgent:
@@ -61,9 +66,12 @@ class Link:
             connect_limit=self.config.connect_timeout,
             again=shlex.join(["dsg", *sys.argv[1:]]),
         )
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH)
         try:
             agent = await open_link(self.address, settings, self.starting.set)
         finally:
+            sys.setswitchinterval(usual)
             self.starting.set()
         found = agent.preamble
         _log.debug(
@@ -162,7 +170,9 @@ class Site:
 
     @asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
-        """Begin to connect, and go on when the server starts its agent; the next ``connect`` takes it up.
+        """Begin to connect, and go on meanwhile; the next ``connect`` takes it up.
+
+        What needs time while the connection is made belongs into a thread.
 
         An error of the connection is raised by ``connect``. A connection that
         nobody took up is closed when the context is left.
