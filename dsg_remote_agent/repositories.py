@@ -14,7 +14,7 @@ from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.directory_init import make_repository, share_with
 from dsg_remote_agent.storage.layout import Marker
 from protocol.compress import Compressor
-from protocol.errors import OutsideChangeError, RemoteProtocolError
+from protocol.errors import IntegrityError, OutsideChangeError, RemoteProtocolError
 from protocol.framing import Flag
 from protocol.messages import (
     Doctor,
@@ -57,7 +57,11 @@ def open_repository(agent: Agent, call: Call, request: OpenRepo) -> None:
     tree = PosixTree(agent.policy.roots.open(resolved))
     try:
         repository = DirectoryRepository(tree, resolved, agent.now, agent.failpoints, agent.machine)
-        raw, _, unapplied = repository.head()
+        try:
+            raw, _, unapplied = repository.head()
+        except IntegrityError:
+            # Whoever asks for the head is told why; ``repo.recover`` may be able to write it anew.
+            raw, unapplied = b"", False
     except BaseException:
         tree.close()
         raise

@@ -102,15 +102,16 @@ class OutsideChanges(Message):
 
 
 class RepoOpened(Message):
-    """``head``: the record's bytes. ``unapplied``: a decided transaction waits for a writer to finish it.
+    """``head``: the record's bytes, empty when they cannot be read (``repo.manifest`` then says why).
 
+    ``unapplied``: a decided transaction waits for a writer to finish it.
     ``settings``: what ``repo.init`` was given, for a new working folder.
     """
 
     repo_id: str = fields.identifier()
     algorithm: str = fields.word()
     backend: str = fields.word()
-    head: bytes = fields.blob()
+    head: bytes = fields.blob(empty=True)
     role: str = fields.word()
     unapplied: bool = fields.flag()
     settings: str = fields.text(16000)

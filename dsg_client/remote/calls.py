@@ -21,9 +21,9 @@ from dsg_client.remote.session import AgentSession
 from protocol import messages as m
 from protocol.codec import Scalar, pack_rows
 from protocol.compress import Compressor, inflate
-from protocol.errors import RemoteProtocolError
+from protocol.errors import IntegrityError, RemoteProtocolError
 from protocol.manifest import Entry
-from protocol.paths import RelPath
+from protocol.paths import RelPath, escape
 from protocol.preamble import Preamble
 from protocol.rows import RowReader, change_row
 from protocol.wire_events import DataReceived
@@ -70,11 +70,21 @@ class RemoteAgent:
         """Say goodbye. Repeatable, never raises; see :meth:`AgentSession.close`."""
         await self.session.close(undoing=undoing)
 
-    async def open_repo(self, path: str) -> RemoteRepo:
-        """Open the repository at ``path`` on the agent's machine."""
+    async def open_repo(self, path: str, *, mending: bool = False) -> RemoteRepo:
+        """Open the repository at ``path`` on the agent's machine.
+
+        IntegrityError when its head cannot be read, unless it is opened for ``mending``.
+        """
         self._repos += 1
         opened: m.RepoOpened = await self.ask(m.OpenRepo(repo=self._repos, path=path))
-        return RemoteRepo(self, self._repos, opened)
+        repo = RemoteRepo(self, self._repos, opened)
+        if not opened.head and not mending:
+            await repo.manifest()
+            raise IntegrityError(
+                f"the newest snapshot of {escape(path)} could not be read, and now it can",
+                hint="Someone is mending the repository: run the command again.",
+            )
+        return repo
 
     async def init_repo(
         self,
@@ -328,7 +338,14 @@ async def _gather(exchange: Exchange) -> bytes:
     parts: list[bytes] = []
     size = 0
     async for piece in exchange.body():
-        part = bytes(inflate(piece.payload, piece.flags))
+        try:
+            part = bytes(inflate(piece.payload, piece.flags))
+        except RemoteProtocolError as error:
+            # It is sent as it lies on the server's disk.
+            raise IntegrityError(
+                f"the manifest that the server sent is damaged: {error.message}",
+                hint="Restore the repository's .dsg/manifests from a backup; nothing was changed.",
+            ) from None
         size += len(part)
         if size > MAX_MANIFEST_BYTES:
             raise RemoteProtocolError(f"the agent sent a manifest of more than {MAX_MANIFEST_BYTES} bytes")

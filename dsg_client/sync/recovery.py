@@ -25,7 +25,7 @@ async def recover(site: Site, *, abandon: bool, rebuild_cache: bool, emit: Emit)
             return notes
         emit(PhaseStarted(Phase.CONNECT))
         try:
-            async with site.connect() as repo:
+            async with site.connect(mending=True) as repo:
                 if repo.opened.role != "read":
                     notes += [f"server: {note}" for note in await repo.recover()]
         except DsgError:

@@ -192,8 +192,8 @@ class Site:
                     await early.result().close()
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[RemoteRepo]:
-        """The repository, on a new connection or the one begun."""
+    async def connect(self, *, mending: bool = False) -> AsyncIterator[RemoteRepo]:
+        """The repository, on a new connection or the one begun; see :meth:`RemoteAgent.open_repo`."""
         early, self._early = self._early, None
         try:
             agent = await (early if early is not None else self.link().open())
@@ -202,7 +202,7 @@ class Site:
                 await asyncio.wait([early])
             raise
         async with agent:
-            yield await agent.open_repo(self.address.path)
+            yield await agent.open_repo(self.address.path, mending=mending)
 
     # L and C.
 

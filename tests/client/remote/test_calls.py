@@ -13,7 +13,13 @@ from dsg_client.remote.calls import RemoteAgent, RemoteRepo
 from dsg_client.remote.link import open_link
 from dsg_client.remote.settings import LinkSettings
 from protocol.compress import inflate
-from protocol.errors import DsgError, HeadMovedError, NotPermittedError, RemoteProtocolError
+from protocol.errors import (
+    DsgError,
+    HeadMovedError,
+    IntegrityError,
+    NotPermittedError,
+    RemoteProtocolError,
+)
 from protocol.filestream import OpKind, Packer, unpack
 from protocol.manifest import FILE, Entry, Manifest
 from protocol.messages import Phase
@@ -151,6 +157,39 @@ async def test_the_doctor_and_the_agents_errors(agent: RemoteAgent, tmp_path: Pa
     with pytest.raises(DsgError) as caught:
         await agent.open_repo(str(tmp_path / "none"))
     assert caught.value.hint
+
+
+async def test_a_repository_without_its_head_is_opened_to_mend_it_only(
+    agent: RemoteAgent, repo: RemoteRepo, tmp_path: Path
+) -> None:
+    path = tmp_path / "r"
+    record = await commit(repo, {"input/a": b"1"})
+    head = path / ".dsg" / "head"
+    whole = head.read_bytes()
+    head.write_bytes(whole[:-9])
+    with pytest.raises(IntegrityError, match="cannot be read") as caught:
+        await agent.open_repo(str(path))
+    assert "dsg recover" in caught.value.hint
+    # One that is there is left alone: somebody must decide that the records are all there were.
+    opened = await agent.open_repo(str(path), mending=True)
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        await opened.recover()
+    head.unlink()
+    with pytest.raises(IntegrityError, match="is missing"):
+        await agent.open_repo(str(path))
+    assert await opened.recover() == ("wrote .dsg/head anew: the newest snapshot is s1",)
+    assert head.read_bytes() == whole
+    assert (await agent.open_repo(str(path))).opened.head == record.to_bytes()
+
+
+async def test_a_manifest_that_is_damaged_on_the_server(repo: RemoteRepo, tmp_path: Path) -> None:
+    await commit(repo, {"input/a": b"1"})
+    manifest = tmp_path / "r" / ".dsg" / "manifests" / "00000001"
+    for content in (manifest.read_bytes()[:-7], b""):
+        manifest.write_bytes(content)
+        with pytest.raises(IntegrityError) as caught:
+            await repo.manifest()
+        assert caught.value.hint
 
 
 async def test_rows_that_cannot_be_made_end_the_call_with_that_error(repo: RemoteRepo) -> None:
