@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from dsg_client.remote.calls import RemoteRepo
+from dsg_client.remote.exchange import fresh
 from dsg_client.sync.events import Note
+from dsg_client.sync.localside import storage_error
 from dsg_client.sync.settling import ask_outcome
 from dsg_client.sync.site import Site
 from dsg_client.sync.threads import all_over, to_the_end
@@ -26,8 +28,11 @@ async def commit_there(site: Site, repo: RemoteRepo, txid: str, record: Snapshot
     An error whose outcome is ABORTED is final: the server said so, after it
     had undone all. Any other way in which the answer fails to come says
     nothing of the decision, and the server is asked on a new connection, for
-    some seconds again and again; InDoubtError when it cannot be.
+    some seconds again and again; InDoubtError when it cannot be. Over a
+    connection that is known to be gone nothing is sent: its error is final.
     """
+    if repo.agent.session.failure is not None:
+        raise fresh(repo.agent.session.failure)
     sending = asyncio.ensure_future(repo.commit(txid, record.digest))
     try:
         await asyncio.sleep(0)  # the request is written before the failpoint can stop us
@@ -42,13 +47,19 @@ async def commit_there(site: Site, repo: RemoteRepo, txid: str, record: Snapshot
     except Exception as error:  # noqa: BLE001 - whatever it was, the request may have been heard
         sending.cancel()
         await all_over([sending])
-        return await _ask(site, repo, txid, record, InternalError(f"{type(error).__name__}: {error}"))
+        return await _ask(site, repo, txid, record, _in_words(error))
     if committed.record != record.to_bytes():
         raise InDoubtError(
             "the server answered the commit with another record than the prepared one",
             hint="Run 'dsg recover'; it asks the server again.",
         )
     return list(committed.notes)
+
+
+def _in_words(error: Exception) -> DsgError:
+    if isinstance(error, OSError):
+        return storage_error("Committing", error)
+    return InternalError(f"{type(error).__name__}: {error}", hint="This is a bug in DSG.")
 
 
 def _is_an_answer(repo: RemoteRepo, error: DsgError) -> bool:

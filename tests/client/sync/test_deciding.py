@@ -11,10 +11,18 @@ import pytest
 from dsg_client.remote import link
 from dsg_client.remote.child import agent_command
 from dsg_client.sync.adopt import adopt
-from dsg_client.sync.events import ignore
+from dsg_client.sync.deciding import commit_there
+from dsg_client.sync.events import Event, Note, ignore
 from dsg_client.sync.run import SyncOptions, sync
 from dsg_client.sync.site import Site
-from protocol.errors import InterruptedSyncError, Outcome, RemoteProtocolError
+from protocol.errors import (
+    InterruptedSyncError,
+    LinkLostError,
+    LocalStorageError,
+    Outcome,
+    RemoteProtocolError,
+)
+from protocol.failpoints import parse_failpoints
 from protocol.records import SnapshotRecord
 from tests.client.sync.conftest import Ground
 
@@ -73,6 +81,34 @@ async def test_garbage_before_the_decision_undoes_both_sides(
     assert ann.cache().seq == 0
     assert not list((ann.root / ".dsg").glob("journal.*"))
     assert (await head(ann)).seq == 0
+
+
+async def test_nothing_is_sent_over_a_connection_that_is_known_to_be_gone(ann: Site) -> None:
+    ann.failpoints = parse_failpoints("commit-sent=error:EIO")
+    async with ann.connect() as repo:
+        record = SnapshotRecord.from_bytes(repo.opened.head)
+        repo.agent.session.transport.abort()
+        with pytest.raises(LinkLostError):
+            await repo.manifest()
+        with pytest.raises(LinkLostError) as caught:
+            await commit_there(ann, repo, "1" * 32, record)
+    assert caught.value.outcome is Outcome.ABORTED
+
+
+async def test_an_error_of_this_machine_while_the_commit_is_sent_is_told_in_words(ann: Site) -> None:
+    ann.failpoints = parse_failpoints("commit-sent=error:ENOSPC")
+    told: list[Event] = []
+    try:
+        result = await sync(ann, SyncOptions(), told.append)
+    except LocalStorageError as error:
+        # The server had not begun when it was asked.
+        assert error.outcome is Outcome.ABORTED
+        assert "No space left" in error.message and "Free some space" in error.hint
+        assert (await head(ann)).seq == ann.cache().seq == 0
+    else:
+        assert (result.seq, ann.cache().seq, (await head(ann)).seq) == (1, 1, 1)
+    assert any("No space left" in event.text for event in told if isinstance(event, Note))
+    assert not list((ann.root / ".dsg").glob("journal.*"))
 
 
 @pytest.mark.parametrize("step", ["remote-decided", "remote-published"])
