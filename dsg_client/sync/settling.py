@@ -192,7 +192,8 @@ async def _settle_found(
         )
         return [note]
     settled = await to_the_end(_forward, site, journal)
-    notes = [f"{label} was finished: the server had committed it"]
+    who = "the server had committed it" if journal.meta.get("remote") else "it had been decided"
+    notes = [f"{label} was finished: {who}"]
     return notes + held_notes(settled)
 
 
