@@ -29,7 +29,7 @@ check: venv ## Format, lint, types, import contracts and the fast tests (under 2
 	@$(BIN)/lint-imports > $(VENV)/contracts.log 2>&1 || { cat $(VENV)/contracts.log; exit 1; }
 	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
 
-test-crash: packages venv ## The whole fault lane, with what is still open in it
+test-crash: packages venv ## The whole fault lane: every step, fault and next command
 	@DSG_FULL=1 $(BIN)/python -m pytest -n 2 --dist load tests/crash $(ARGS)
 
 bench: packages venv ## dsg beside rsync over one sshd: times, bytes on the wire, peak memory
