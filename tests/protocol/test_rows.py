@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from protocol.codec import pack_rows
 from protocol.errors import RemoteProtocolError
 from protocol.manifest import FILE, LINK, Entry
+from protocol.paths import escape
 from protocol.rows import ContentRow, RowReader, change_row, content_row, path_row
 
 DIGEST = bytes(range(32))
@@ -88,4 +89,4 @@ def test_any_rows_are_read_or_refused(rows: list[tuple[Any, ...]]) -> None:
         try:
             read(parse, rows)
         except RemoteProtocolError as error:
-            assert error.message.isprintable()
+            assert escape(error.message) == error.message
