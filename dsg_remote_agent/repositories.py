@@ -19,6 +19,7 @@ from protocol.framing import Flag
 from protocol.messages import (
     Doctor,
     DoctorReport,
+    Examine,
     GetFiles,
     GetManifest,
     GetRecords,
@@ -139,6 +140,12 @@ def get_records(agent: Agent, call: Call, request: GetRecords) -> None:
             break
         kept.append(raw)
     call.respond(to_wire(RecordsFound(records=tuple(kept))))
+
+
+@answers(Examine)
+def examine_tree(agent: Agent, call: Call, request: Examine) -> None:
+    agent.repository(request.repo).repository.examine(agent.notice)
+    call.respond(to_wire(Nothing()))
 
 
 @answers(ListOutside)

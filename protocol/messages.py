@@ -47,6 +47,7 @@ __all__ = [
     "Committed",
     "Doctor",
     "DoctorReport",
+    "Examine",
     "GetFiles",
     "GetManifest",
     "GetOutcome",
@@ -191,6 +192,13 @@ class GetSnapshot(Message):
 
     repo: int = fields.handle()
     seq: int = fields.seq()
+
+
+@method("repo.examine", Role.WRITE, Nothing)
+class Examine(Message):
+    """A ``tx.begin`` will probably follow on this connection: compare tree and head now, without the lock."""
+
+    repo: int = fields.handle()
 
 
 @method("repo.outside", Role.READ, OutsideChanges)

@@ -90,6 +90,8 @@ class Scan:
         self.changes = IndexChanges()
         self.files = self.links = self.bytes = 0
         self.hashed_files = self.hashed_bytes = 0
+        #: Something was met that the stat index does not know as it is; may be read from any thread.
+        self.differs = False
         #: With ``verify``: paths whose content changed under unchanged numbers. A failing disk, most likely.
         self.rotten: list[str] = []
         self._index = iter(index)
@@ -164,6 +166,7 @@ class Scan:
                     old = row
                     row = self._row = next(self._index, _NO_ROW)
                 if old[1:5] != identity or verify:
+                    self.differs = True
                     if not self.findings.refused:
                         file = FileRead(run.folder, name, path, identity)
                         self._pool.add(file)
@@ -221,6 +224,7 @@ class Scan:
         return self._row
 
     def _skip_row(self) -> None:
+        self.differs = True
         # In a scan that fails, a path may be missing only because its folder could not be read.
         if not self.findings.any:
             if self._waiting:

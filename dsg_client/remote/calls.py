@@ -199,6 +199,10 @@ class RemoteRepo:
         found: m.OutsideChanges = await self.agent.ask(m.ListOutside(repo=self.number, skip=skip), news)
         return found
 
+    async def examine(self) -> None:
+        """Have the server do now, without the lock, what a :meth:`begin` would spend its time on."""
+        await self.agent.ask(m.Examine(repo=self.number))
+
     async def recover(self, news: News | None = None) -> tuple[str, ...]:
         """Finish or undo what a crash left; what was done."""
         found: m.Recovered = await self.agent.ask(m.Recover(repo=self.number), news)

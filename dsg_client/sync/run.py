@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -111,13 +111,21 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
         site.emit(PhaseStarted(Phase.CONNECT))
         scan = site.scan(cache.manifest.algorithm)
 
+        differs = asyncio.Event()
+
         async def ask() -> tuple[RemoteRepo, Head]:
             repo = await stack.enter_async_context(site.connect())
             if not options.dry_run:
                 await finish_there(site, repo)
-            return repo, await ask_head(repo, cache, str(site.address))
+            head = await ask_head(repo, cache, str(site.address))
+            if not options.dry_run and repo.opened.role != "read":
+                await differs.wait()
+                if scan.differs:
+                    # Something will be sent, it seems: the server looks at its tree while we look at ours.
+                    stack.enter_context(beside(repo.examine()))
+            return repo, head
 
-        looking = look_at_local(site, scan, cache.manifest.algorithm)
+        looking = look_at_local(site, scan, cache.manifest.algorithm, differs)
         (repo, head), local = await abreast(ask(), looking)
         site.failpoints.reach(Step.SCANNED)
         tell_warnings(scan, site.emit)
@@ -155,6 +163,17 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
                 plan_digest=plan.digest(),
             )
         return await _carry_out(site, repo, cache, head, local, plan, options)
+
+
+@contextmanager
+def beside(work: Coroutine[Any, Any, object]) -> Iterator[None]:
+    """Have ``work`` done meanwhile; nobody waits for it, and its failure is nobody's."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def _carry_out(

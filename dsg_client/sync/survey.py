@@ -6,8 +6,6 @@ import asyncio
 import threading
 from collections.abc import Iterable, Mapping
 
-from attrs import frozen
-
 from dsg_client.core.guard import refuse_mass_deletion
 from dsg_client.core.plan import Plan
 from dsg_client.core.reconcile import reconcile
@@ -26,6 +24,7 @@ from dsg_client.sync.threads import all_over
 from protocol.errors import ConflictError, IntegrityError, WrongRepositoryError
 from protocol.manifest import Entry, Manifest
 from protocol.records import SnapshotRecord
+from protocol.value import Value
 
 __all__ = ["Head", "ask_head", "look_at_local", "plan_sync", "refuse_conflicts", "vanished_folders"]
 
@@ -34,8 +33,7 @@ _MOST_RECORDS = 500
 _TELL_EVERY = 0.2  # seconds between two news of a scan
 
 
-@frozen
-class Head:
+class Head(Value):
     """R: the head's record and its whole manifest."""
 
     record: SnapshotRecord
@@ -91,8 +89,13 @@ def _checked(encoded: bytes, record: SnapshotRecord) -> Manifest:
     return Manifest.from_bytes(encoded, record.manifest).validate()
 
 
-async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
+async def look_at_local(
+    site: Site, scan: Scan, algorithm: str, differs: asyncio.Event | None = None
+) -> LocalTree:
     """Run a scan in a thread and tell how far it is; a cancellation stops it.
+
+    ``differs`` is set as soon as something is met that the stat index does not
+    know, and at the end in any case.
 
     What was read goes into the stat index, also when the scan fails. That needs
     no lock: the index is replaced at once, and each of its rows is a fact.
@@ -100,10 +103,15 @@ async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
     site.emit(PhaseStarted(Phase.SCAN))
     stop = threading.Event()
     seen = 0
+    loop = asyncio.get_running_loop()
+    told = differs is None
 
     def tick(count: int) -> None:
-        nonlocal seen
+        nonlocal seen, told
         seen = count
+        if scan.differs and not told and differs is not None:
+            told = True
+            loop.call_soon_threadsafe(differs.set)
         if stop.is_set():
             raise Stopped
 
@@ -113,7 +121,7 @@ async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
         finally:
             site.save_index(scan.changes, algorithm)
 
-    running = asyncio.get_running_loop().run_in_executor(None, look)
+    running = loop.run_in_executor(None, look)
     try:
         while not running.done():
             await asyncio.wait([running], timeout=_TELL_EVERY)
@@ -123,6 +131,9 @@ async def look_at_local(site: Site, scan: Scan, algorithm: str) -> LocalTree:
         scan.stop()
         await all_over([running])
         raise
+    finally:
+        if differs is not None:
+            differs.set()
     return running.result()
 
 

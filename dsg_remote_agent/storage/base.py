@@ -25,6 +25,7 @@ from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
 from protocol.transaction import RemoteState
 from protocol.tree.fs import ReadFile
+from protocol.value import Value
 
 __all__ = [
     "Claim",
@@ -59,8 +60,7 @@ class Clock(Protocol):
 Notice = Callable[[str], None]
 
 
-@frozen
-class Features:
+class Features(Value):
     """What a backend can do beyond the common part."""
 
     patches: bool  # a large file can be changed in place inside the transaction
@@ -107,8 +107,7 @@ class Outcome(Enum):
     RUNNING = "running"
 
 
-@frozen
-class Committed:
+class Committed(Value):
     """A commit's answer: the record, and what the people concerned should be told."""
 
     raw: bytes
@@ -214,6 +213,10 @@ class Repository(Protocol):
 
     def reader(self, seq: int | None) -> SnapshotReader:
         """A reader of snapshot ``seq``, or of the head."""
+        ...
+
+    def examine(self, notice: Notice) -> None:
+        """Do beforehand, without the lock, what :meth:`begin` would spend its time on."""
         ...
 
     def find_outside(self, notice: Notice, skip: int = 0) -> OutsideChanges: ...

@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from attrs import frozen
-
 from dsg_remote_agent.storage.layout import FORMAT, HEAD, RECORDS, Marker, record_path, replace_bytes
 from protocol.digest import parse_tagged
 from protocol.errors import IntegrityError, WrongRepositoryError
 from protocol.records import MAX_RECORD_BYTES, SnapshotRecord
 from protocol.tree.change import JOURNAL_DECIDED, JournalState, read_journal
 from protocol.tree.fs import TreeFS
+from protocol.value import Value
 
 __all__ = ["Chain", "Head", "head_bytes"]
 
@@ -27,8 +26,7 @@ MAX_HEAD_BYTES = 4096
 _RESTORE = "restore it from a backup of the repository's .dsg folder; nothing was changed"
 
 
-@frozen
-class Head:
+class Head(Value):
     """The newest committed snapshot. ``unapplied``: its journal is decided and not yet carried out."""
 
     record: SnapshotRecord
@@ -47,8 +45,7 @@ def head_bytes(record: SnapshotRecord, digest: str) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-@frozen
-class Chain:
+class Chain(Value):
     """The records of the repository in ``tree``; ``shown`` is its path for messages."""
 
     tree: TreeFS
@@ -192,13 +189,16 @@ class Chain:
             self.tree.flush_folder(".dsg")
         return raw
 
-    def publish(self, record: SnapshotRecord) -> None:
-        """Write the record's file, then the head that names it. Repeatable; needs the lock."""
+    def publish(self, record: SnapshotRecord, *, durable: bool = True) -> None:
+        """Write the record's file, then the head that names it. Repeatable; needs the lock.
+
+        Without ``durable`` a crash of the machine may bring back what was there before.
+        """
         raw = record.to_bytes()
         try:
             if self.tree.read_bytes(record_path(record.seq), MAX_RECORD_BYTES) != raw:
                 raise FileNotFoundError
         except FileNotFoundError:
             self.tree.make_folders(RECORDS)
-            replace_bytes(self.tree, record_path(record.seq), raw)
-        replace_bytes(self.tree, HEAD, head_bytes(record, record.digest))
+            replace_bytes(self.tree, record_path(record.seq), raw, durable=durable)
+        replace_bytes(self.tree, HEAD, head_bytes(record, record.digest), durable=durable)

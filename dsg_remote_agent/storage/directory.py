@@ -7,26 +7,38 @@ from contextlib import contextmanager
 
 from dsg_remote_agent.lock import Held, read_holder, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
+from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.directory_transaction import DirectoryTransaction
 from dsg_remote_agent.storage.finish import settle
 from dsg_remote_agent.storage.history import SnapshotFiles
 from dsg_remote_agent.storage.layout import BACKEND, SETTINGS, read_marker
-from dsg_remote_agent.storage.outside import describe, examine
+from dsg_remote_agent.storage.outside import Seen, describe, examine
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.repair import rebuild_head
-from dsg_remote_agent.storage.statindex import StatIndex, file_clock
+from dsg_remote_agent.storage.statindex import file_clock
 from protocol.errors import HeadMovedError, IntegrityError, LockedError, OutsideChangeError
+from protocol.manifest import Manifest
 from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints, Step
 from protocol.tree.change import JournalState, read_journal
 from protocol.tree.fs import TreeFS
+from protocol.value import Value
 
 __all__ = ["DirectoryRepository"]
 
 _TRIES = 5
 MAX_SETTINGS = 16_000  # characters, as in the message that brought it
 MAX_SETTINGS_BYTES = 4 * MAX_SETTINGS
+
+
+class _Look(Value):
+    """A comparison of the tree with the head, and the file system's time before it."""
+
+    head: str
+    manifest: Manifest
+    clock_ns: int
+    seen: Seen
 
 
 class DirectoryRepository:
@@ -42,6 +54,7 @@ class DirectoryRepository:
         self._place = Place(tree, read_marker(tree, shown), shown, now, failpoints, machine)
         self.repo_id = self._place.marker.repo_id
         self.algorithm = self._place.marker.algorithm
+        self._ahead: _Look | None = None
 
     @property
     def settings(self) -> str:
@@ -91,6 +104,19 @@ class DirectoryRepository:
                 return seen.outside
         raise LockedError(f"{place.shown} is being written to by others all the time", hint="try again later")
 
+    def examine(self, notice: Notice) -> None:
+        head = self._place.chain.head()
+        if not head.unapplied:
+            self._ahead = self._look(head, notice)
+
+    def _look(self, head: Head, notice: Notice) -> _Look:
+        tree = self._place.tree
+        manifest = self._place.manifest(head, head.seq)
+        index = self._place.index(head, manifest)
+        notice("examining")
+        clock_ns = file_clock(tree)
+        return _Look(head.digest, manifest, clock_ns, examine(tree, manifest, index, note=notice))
+
     def recover(self, claim: Claim) -> list[str]:
         with self._locked(claim):
             notes = settle(self._place)
@@ -109,17 +135,18 @@ class DirectoryRepository:
                     hint="sync again",
                     facts={"head": head.digest, "seq": head.seq, "base": base},
                 )
-            manifest = place.manifest(head, head.seq)
-            index = StatIndex.load(place.tree, head.digest, len(manifest))
-            notice("examining")
-            looked = file_clock(place.tree)
-            seen = examine(place.tree, manifest, index, note=notice)
+            look, self._ahead = self._ahead, None
+            # What was changed since that look is as what will be changed after this one: the commit looks at
+            # all paths of its plan again, and for the others the next begin will tell.
+            if look is None or look.head != head.digest or notes:
+                look = self._look(head, notice)
+            seen = look.seen
             if seen.hashed:
-                seen.index.settled(place.tree, looked).save(place.tree, head.digest)
+                seen.index.settled(place.tree, look.clock_ns).save(place.tree, head.digest)
             if (seen.outside.modified or seen.outside.deleted) and not adopt:
                 raise _outside_error(place, seen.outside)
             transaction = DirectoryTransaction(
-                place, held, head, manifest, seen.index, looked, seen.outside, notes, notice
+                place, held, head, look.manifest, seen.index, look.clock_ns, seen.outside, notes, notice
             )
             place.failpoints.reach(Step.REMOTE_BEGUN)
         except BaseException:

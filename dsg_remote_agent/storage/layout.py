@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from attrs import frozen
-
 from protocol.digest import ALGORITHMS
 from protocol.errors import ConfigError, IntegrityError, VersionError
 from protocol.tree.fs import TreeFS
+from protocol.value import Value
 
 __all__ = [
     "AREA",
@@ -80,8 +79,7 @@ def object_path(digest: bytes) -> str:
     return f"{OBJECTS}/{digits[:2]}/{digits}"
 
 
-@frozen
-class Marker:
+class Marker(Value):
     """What ``.dsg/format`` says: the repository's id, digest algorithm and kind of storage."""
 
     repo_id: str
@@ -166,7 +164,8 @@ def replace_bytes(tree: TreeFS, path: str, payload: bytes, *, durable: bool = Tr
     """Put ``payload`` at ``path`` whole, by way of a file of the same name in ``.dsg/tmp``.
 
     Only while holding the repository's lock: the temporary name is fixed. A
-    failure leaves ``path`` as it was.
+    failure leaves ``path`` as it was. Without ``durable``, a crash of the
+    machine leaves either what was there or ``payload``.
     """
     folder, _, name = path.rpartition("/")
     beside = f"{TMP}/{name}"

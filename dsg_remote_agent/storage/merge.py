@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
 from protocol.digest import hasher
 from protocol.errors import PathsRefusedError, RemoteProtocolError
 from protocol.manifest import FILE, Entry, Manifest
 from protocol.paths import collision_key, sort_key
+from protocol.value import Value
 
 __all__ = ["ChangeRows", "Merged", "Numbered", "Step", "merge", "steps"]
 
@@ -68,8 +69,7 @@ def _decode(row: tuple[Any, ...]) -> Entry | str:
     return Entry._make(row)
 
 
-@frozen
-class Merged:
+class Merged(Value):
     """The new manifest as its canonical bytes in parts, and what the record says of it."""
 
     parts: list[bytes]
@@ -83,12 +83,9 @@ class Merged:
 
 @define
 class _Counts:
-    entries: int = 0
-    size: int = 0
     added: int = 0
     changed: int = 0
     deleted: int = 0
-    collisions: list[tuple[str, str]] = field(factory=list)
 
 
 @frozen
@@ -108,24 +105,30 @@ class Step:
 def steps(base: Manifest, index: StatIndex, changes: Iterable[Numbered]) -> Iterator[Step | Entry]:
     """Base and numbered changes merged in canonical order: each change a Step, each untouched entry itself.
 
-    RemoteProtocolError for a delete of what the base does not have.
+    ``index`` has a row for each entry of ``base``. RemoteProtocolError for a
+    delete of what the base does not have.
     """
     numbered = iter(changes)
     coming = next(numbered, None)
     coming_path, coming_key = _key(coming)
-    for entry, row in zip(base, index, strict=True):
-        path = entry.path
-        if coming is not None:
+    rest = enumerate(base)
+    for at, entry in rest:
+        path = entry[0]
+        if path != coming_path:
             key = sort_key(path)
             while coming is not None and coming_key < key:
                 yield _step(coming, coming_path, None, None)
                 coming = next(numbered, None)
                 coming_path, coming_key = _key(coming)
-            if coming is not None and coming_path == path:
-                yield _step(coming, path, entry, row)
-                coming = next(numbered, None)
-                coming_path, coming_key = _key(coming)
-                continue
+        if path == coming_path and coming is not None:
+            yield _step(coming, path, entry, index[at])
+            coming = next(numbered, None)
+            coming_path, coming_key = _key(coming)
+        else:
+            yield entry
+        if coming is None:
+            break
+    for _, entry in rest:
         yield entry
     while coming is not None:
         yield _step(coming, coming_path, None, None)
@@ -163,10 +166,7 @@ def merge(
     parts: list[bytes] = []
     packer = msgpack.Packer(autoreset=False)
     pack = packer.pack
-    names = _Names()
-    previous = ""
-    previous_key = "\0"
-    waiting = 0
+    entries = size = waiting = 0
     for item in steps(base, index, changes):
         if isinstance(item, Step):
             on_step(item)
@@ -178,16 +178,9 @@ def merge(
             entry = item.entry
         else:
             entry = item
-        key = sort_key(entry.path)
-        if key.startswith(previous_key + "\0"):
-            raise RemoteProtocolError(f"{previous!r} would be both a file and a folder")
-        previous, previous_key = entry.path, key
-        pair = names.enter(entry.path)
-        if pair:
-            counts.collisions.append(pair)
-        counts.entries += 1
-        if entry.kind == FILE:
-            counts.size += entry.size
+        entries += 1
+        if entry[1] == FILE:
+            size += entry[4]
         pack(entry)
         waiting += 1
         if waiting >= 8192:
@@ -195,22 +188,44 @@ def merge(
             packer.reset()
             waiting = 0
     parts.append(packer.bytes())
-    pairs = _new_pairs(counts.collisions, base)
-    if pairs:
-        raise _refuse(pairs)
-    head: bytes = _MAGIC + msgpack.packb((base.algorithm, counts.entries))
+    if counts.added:
+        # Only a new path can be in the way of another.
+        _check_tree(parts, base)
+    head: bytes = _MAGIC + msgpack.packb((base.algorithm, entries))
     sums = hasher(base.algorithm)
     for part in (head, *parts):
         sums.update(part)
     return Merged(
         [head, *parts],
         f"{base.algorithm}:{sums.digest().hex()}",
-        counts.entries,
-        counts.size,
+        entries,
+        size,
         counts.added,
         counts.changed,
         counts.deleted,
     )
+
+
+def _check_tree(parts: Iterable[bytes], base: Manifest) -> None:
+    """Refuse the entries encoded in ``parts`` when they are no possible tree, or make names collide."""
+    names = _Names()
+    pairs: list[tuple[str, str]] = []
+    previous = ""
+    previous_key = "\0"
+    for part in parts:
+        unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
+        unpacker.feed(part)
+        for path, *_ in unpacker:
+            key = sort_key(path)
+            if key.startswith(previous_key + "\0"):
+                raise RemoteProtocolError(f"{previous!r} would be both a file and a folder")
+            previous, previous_key = path, key
+            pair = names.enter(path)
+            if pair:
+                pairs.append(pair)
+    pairs = _new_pairs(pairs, base)
+    if pairs:
+        raise _refuse(pairs)
 
 
 def _refuse(pairs: list[tuple[str, str]]) -> PathsRefusedError:

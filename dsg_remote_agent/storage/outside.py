@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from dsg_remote_agent.storage.base import MAX_SHOWN
 from dsg_remote_agent.storage.layout import AREA, INIT_PREFIX
@@ -15,11 +15,13 @@ from protocol.manifest import FILE, LINK, Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.paths import escape, sort_key
 from protocol.tree.fs import Kind, Stat, TreeFS
+from protocol.value import Value
 
 __all__ = ["Seen", "describe", "examine", "is_ours", "live_paths"]
 
 READ_BYTES = 1 << 20
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
+_KINDS = (Kind.FILE, Kind.LINK)
 _LONGEST = 16_000  # characters; what is longer is counted only
 
 
@@ -56,8 +58,7 @@ def _names_in(tree: TreeFS, folder: str) -> Iterator[tuple[str, Stat]]:
         return
 
 
-@frozen
-class Seen:
+class Seen(Value):
     """The outcome of one examination: what differs, and the index as it is now known."""
 
     outside: OutsideChanges
@@ -124,41 +125,42 @@ def examine(
     not told: a client that has them goes on from there.
     """
     found = _Found(skip)
-    fresh = StatIndex()
+    news: dict[int, IndexRow] = {}
     hashed = 0
     live = chain(live_paths(tree), [None])
     here = next(live)
-    for entry, row in zip(manifest, index, strict=True):
-        key = sort_key(entry.path)
-        while here is not None and sort_key(here[0]) < key:
-            _note_added(found, here, passed_over)
-            here = next(live)
-        if here is None or here[0] != entry.path:
-            if not passed_over(entry.path):
-                found.note(found.deleted, entry.path)
-            fresh.append(UNKNOWN)
+    for at, (entry, row) in enumerate(zip(manifest, index.numbers(), strict=True)):
+        path = entry[0]
+        if here is not None and here[0] != path:
+            key = sort_key(path)
+            while here is not None and sort_key(here[0]) < key:
+                _note_added(found, here, passed_over)
+                here = next(live)
+        if here is None or here[0] != path:
+            if not passed_over(path):
+                found.note(found.deleted, path)
+            news[at] = UNKNOWN
             continue
         stat = here[1]
         here = next(live)
-        now = row_of(stat)
-        if row.ctime_ns and row == now:
-            fresh.append(row)
+        # Nearly every path passes here and is done with.
+        if row[1] and row == (stat[2], stat[3], stat[4], stat[1]) and stat[0] in _KINDS:
             continue
-        if passed_over(entry.path):
-            fresh.append(UNKNOWN)
+        if passed_over(path):
+            news[at] = UNKNOWN
             continue
         if not hashed:
             note("hashing")
         hashed += 1
-        if version_of(tree, entry.path, stat, manifest.algorithm, entry) == entry.version:
-            fresh.append(now)
+        if version_of(tree, path, stat, manifest.algorithm, entry) == entry.version:
+            news[at] = row_of(stat)
         else:
-            found.note(found.modified, entry.path)
-            fresh.append(UNKNOWN)
+            found.note(found.modified, path)
+            news[at] = UNKNOWN
     while here is not None:
         _note_added(found, here, passed_over)
         here = next(live)
-    return Seen(found.outside(), fresh, hashed)
+    return Seen(found.outside(), index.replaced(news), hashed)
 
 
 def _note_added(found: _Found, here: tuple[str, Stat], passed_over: Callable[[str], bool]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from attrs import field, frozen
 
@@ -10,13 +10,13 @@ from dsg_remote_agent.storage.chain import Chain, Head
 from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path, stands
 from dsg_remote_agent.storage.manifests import damaged, inflate_blocks, read_blocks
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex
-from protocol.manifest import Entry, Manifest
+from protocol.manifest import Manifest
 from protocol.paths import sort_key
 from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints
 from protocol.tree.fs import TreeFS
 
-__all__ = ["Place", "RowsByPath", "staged_manifest"]
+__all__ = ["Place", "next_index", "staged_manifest"]
 
 
 @frozen
@@ -71,40 +71,49 @@ class Place:
     def index(self, head: Head, manifest: Manifest) -> StatIndex:
         """The stat index for the head's ``manifest``.
 
-        Of an unapplied head: the rows of the snapshot before it for what the
-        two have in common, as its own index is written when it is applied.
+        The stored one may still be that of the snapshot before: its rows count
+        for what the two have in common.
         """
-        index = StatIndex.load_any(self.tree)
-        if index is not None and index[0] == head.digest and len(index[1]) == len(manifest):
-            return index[1]
-        if index is None or not head.unapplied or index[0] != head.record.parent:
-            return StatIndex.unknown(len(manifest))
-        base = self.manifest(head, head.seq - 1)
-        if len(base) != len(index[1]):
-            return StatIndex.unknown(len(manifest))
-        rows = RowsByPath(zip(base, index[1], strict=True))
-        made = StatIndex()
-        for entry in manifest:
-            row = rows.at(entry.path, sort_key(entry.path))
-            made.append(row if entry.seq != head.seq else UNKNOWN)
-        return made
+        found = StatIndex.load(self.tree)
+        if found is not None and found[0] == head.digest and len(found[1]) == len(manifest):
+            return found[1]
+        if found is not None and found[0] == head.record.parent:
+            base = self.manifest(head, head.seq - 1)
+            if len(base) == len(found[1]):
+                return next_index(base, found[1], manifest, head.seq, {})
+        return StatIndex.unknown(len(manifest))
 
 
-class RowsByPath:
-    """Base entries with their rows, looked up in ascending order of path."""
+def next_index(
+    base: Manifest, index: StatIndex, new: Manifest, seq: int, rows: Mapping[str, IndexRow]
+) -> StatIndex:
+    """The index for ``new``, snapshot ``seq``: ``rows`` for what it brought, ``index``'s for what is older.
 
-    def __init__(self, pairs: Iterator[tuple[Entry, IndexRow]]) -> None:
-        self._pairs = pairs
-        self._next = next(pairs, None)
-
-    def at(self, path: str, key: str) -> IndexRow:
-        while self._next is not None and self._next[0].path != path and sort_key(self._next[0].path) < key:
-            self._next = next(self._pairs, None)
-        if self._next is not None and self._next[0].path == path:
-            row = self._next[1]
-            self._next = next(self._pairs, None)
-            return row
-        return UNKNOWN
+    What it brought and ``rows`` does not tell is unknown.
+    """
+    made = StatIndex()
+    older = iter(base)
+    was = next(older, None)
+    start = at = 0  # of the rows that are taken over next, and of the row of ``was``
+    for entry in new:
+        path = entry[0]
+        if was is not None and was[0] == path and entry[7] != seq:
+            was, at = next(older, None), at + 1
+            continue
+        made.extend(index, start, at)
+        if was is not None and was[0] != path:
+            key = sort_key(path)
+            while was is not None and was[0] != path and sort_key(was[0]) < key:
+                was, at = next(older, None), at + 1
+        start = at
+        if was is not None and was[0] == path:
+            was, at = next(older, None), at + 1
+            if entry[7] != seq:
+                continue
+            start = at
+        made.append(rows.get(path, UNKNOWN))
+    made.extend(index, start, at)
+    return made
 
 
 def staged_manifest(txid: str) -> str:

@@ -8,10 +8,11 @@ repository), every row is unknown and everything is hashed once.
 
 from __future__ import annotations
 
+import os
+import secrets
 import struct
-import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import msgpack
@@ -19,14 +20,12 @@ import msgpack
 from dsg_remote_agent.storage.layout import FORMAT, INDEX, TMP
 from protocol.tree.fs import Kind, Stat, TreeFS
 
-__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "file_clock", "let_clock_pass", "row_of", "settled_before"]
+__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "file_clock", "row_of", "settled_before"]
 
 _MAGIC = b"DSGX1\n"
 _ROW = struct.Struct(">qqQQ")
 _CRC = struct.Struct(">I")
 _MAX_BYTES = 1 << 36
-# A clock that advances more rarely is not waited for; its rows are unknown until the next look.
-_WAIT_NS = 25_000_000
 
 
 class IndexRow(NamedTuple):
@@ -42,10 +41,9 @@ UNKNOWN = IndexRow(0, 0, 0, 0)
 
 
 def file_clock(tree: TreeFS) -> int:
-    """What the file system takes for now, in ns: the time of a file made for it. Needs the lock."""
+    """What the file system takes for now, in ns: the time of a file made for it, by a name of its own."""
     tree.make_folders(TMP)
-    path = f"{TMP}/clock"
-    _remove(tree, path)
+    path = f"{TMP}/probe-clock-{os.getpid()}-{secrets.token_hex(4)}"
     out = tree.create(path)
     try:
         return out.finish(executable=False, mtime_ns=None).mtime_ns
@@ -57,13 +55,6 @@ def file_clock(tree: TreeFS) -> int:
 def settled_before(tree: TreeFS, looked_ns: int) -> int:
     """The change time before which a look at ``looked_ns`` tells a later edit from what it saw."""
     return looked_ns - tree.capabilities.time_grain_ns
-
-
-def let_clock_pass(tree: TreeFS) -> None:
-    """Wait until later changes bear another time than those made so far, if that is soon."""
-    tick = tree.capabilities.time_grain_ns
-    if tick <= _WAIT_NS:
-        time.sleep((2 * tick + 1_000_000) / 1e9)
 
 
 def _remove(tree: TreeFS, path: str) -> None:
@@ -92,12 +83,29 @@ class StatIndex:
     def __iter__(self) -> Iterator[IndexRow]:
         return map(IndexRow._make, _ROW.iter_unpack(self._rows))
 
+    def numbers(self) -> Iterator[tuple[int, int, int, int]]:
+        """The rows as plain tuples: what a loop over all of them compares."""
+        return _ROW.iter_unpack(self._rows)
+
     def __getitem__(self, at: int) -> IndexRow:
         return IndexRow._make(_ROW.unpack_from(self._rows, at * _ROW.size))
+
+    def extend(self, other: StatIndex, start: int, end: int) -> None:
+        """Add the rows of ``other`` from ``start`` to before ``end``."""
+        self._rows += memoryview(other._rows)[start * _ROW.size : end * _ROW.size]
 
     def append(self, row: IndexRow) -> None:
         """Add the row of the next entry."""
         self._rows += _ROW.pack(*row)
+
+    def replaced(self, rows: Mapping[int, IndexRow]) -> StatIndex:
+        """This index with other rows at some places; itself when there are none."""
+        if not rows:
+            return self
+        made = StatIndex(self._rows)
+        for at, row in rows.items():
+            _ROW.pack_into(made._rows, at * _ROW.size, *row)
+        return made
 
     def settled(self, tree: TreeFS, looked_ns: int) -> StatIndex:
         """The rows, unknown where the path was changed in the tick of the clock in which it was looked at.
@@ -106,11 +114,7 @@ class StatIndex:
         in the same tick could not be told from what was seen.
         """
         safe_before = settled_before(tree, looked_ns)
-        rows = bytearray(self._rows)
-        for at, row in enumerate(_ROW.iter_unpack(self._rows)):
-            if row[1] >= safe_before:
-                rows[at * _ROW.size : (at + 1) * _ROW.size] = bytes(_ROW.size)
-        return StatIndex(rows)
+        return self.replaced({at: UNKNOWN for at, row in enumerate(self.numbers()) if row[1] >= safe_before})
 
     def save(self, tree: TreeFS, record: str) -> None:
         """Write the index, settled, of the snapshot with this record digest; needs the lock.
@@ -137,20 +141,12 @@ class StatIndex:
         tree.move(beside, INDEX)
 
     @classmethod
-    def load(cls, tree: TreeFS, record: str, count: int) -> StatIndex:
-        """The index of the snapshot with this record digest; all unknown when there is none to trust."""
-        found = cls.load_any(tree)
-        if found is not None and found[0] == record and len(found[1]) == count:
-            return found[1]
-        return cls.unknown(count)
-
-    @classmethod
     def unknown(cls, count: int) -> StatIndex:
         """An index in which nothing is known."""
         return cls(bytes(count * _ROW.size))
 
     @classmethod
-    def load_any(cls, tree: TreeFS) -> tuple[str, StatIndex] | None:
+    def load(cls, tree: TreeFS) -> tuple[str, StatIndex] | None:
         """The stored index with the record digest that it belongs to; None when there is none to trust."""
         try:
             stored = tree.read_bytes(INDEX, _MAX_BYTES)

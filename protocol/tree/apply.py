@@ -39,15 +39,19 @@ def apply(
     journal: Journal,
     unexpected: Unexpected,
     reach: Callable[[Phase], object] = Phase,
+    *,
+    flushed: bool = False,
 ) -> Applied:
     """Make the tree what the decided journal says; to be repeated until it returns.
 
     OSError (a full disk, an I/O error; with RESCUE also a path that cannot be
     changed): what is done stays done, the journal stays, and applying again
-    goes on from there. ``reach`` is called at each Phase.
+    goes on from there. ``reach`` is called at each Phase. ``flushed``: this
+    process made the decision itself, and saw it become durable.
     """
-    # After a crash the decision may have been read before it was durable.
-    tree.flush_folder(AREA)
+    if not flushed:
+        # After a crash the decision may have been read before it was durable.
+        tree.flush_folder(AREA)
     run = _Run(tree, journal, Report(unexpected))
     run.remove()
     reach(Phase.REMOVED)

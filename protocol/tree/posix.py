@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 
 from protocol.tree.confine import Beneath, Folder, encode, split
 from protocol.tree.files import (
@@ -31,6 +32,7 @@ _OPEN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_SUPPORTED = frozenset([errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
 # Names from os.scandir are decoded by the locale's encoding; ours are UTF-8 everywhere.
+_name_of = itemgetter(0)
 _NATIVE_UTF8 = sys.getfilesystemencoding().lower() in ("utf-8", "utf8")
 _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 _F_FULLFSYNC = 51  # fcntl.h of macOS
@@ -95,18 +97,15 @@ class PosixTree:
 
     def scan(self, path: str) -> Iterator[tuple[str, Stat]]:
         folder = self._beneath.open_readable(encode(path) if path else b"")
-        fd = folder.fd
-        with os.scandir(fd) as listing:
-            names = sorted(entry.name for entry in listing)
-        if not _NATIVE_UTF8:
-            names = sorted(_decode(os.fsencode(name)) for name in names)
-        for name in names:
+        with os.scandir(folder.fd) as listing:
+            found = [(e.name if _NATIVE_UTF8 else _decode(os.fsencode(e.name)), e) for e in listing]
+        found.sort(key=_name_of)
+        for name, entry in found:
             try:
-                found = os.stat(encode(name), dir_fd=fd, follow_symlinks=False)
+                yield name, stat_of(entry.stat(follow_symlinks=False))
             except FileNotFoundError:
                 continue  # removed since it was listed
-            yield name, stat_of(found)
-        del folder
+        del folder  # the entries look from its descriptor
 
     def names(self, path: str) -> set[str]:
         folder = self._beneath.open_readable(encode(path) if path else b"")

@@ -53,6 +53,7 @@ def test_the_table_is_what_the_document_says() -> None:
         "repo.manifest": ("read", "none", "manifest"),
         "repo.records": ("read", "none", "none"),
         "repo.snapshot": ("read", "none", "manifest"),
+        "repo.examine": ("write", "none", "none"),
         "repo.outside": ("read", "none", "none"),
         "repo.recover": ("write", "none", "none"),
         "files.get": ("read", "rows", "files"),

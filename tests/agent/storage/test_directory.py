@@ -252,6 +252,10 @@ class CountingTree(PosixTree):
         self.log.append(f"place {target}")
         super().place(source, target)
 
+    def unlink(self, path: str) -> None:
+        self.log.append(f"unlink {path}")
+        super().unlink(path)
+
 
 def test_the_order_of_flushes(filled: Ground) -> None:
     """Staging is flushed before the journal, the journal before the decision, all of it before the reply."""
@@ -270,8 +274,9 @@ def test_the_order_of_flushes(filled: Ground) -> None:
     assert decided < log.index("place n") < head
     assert log.index("move .dsg/records/00000002") < head
     assert log.index("move .dsg/manifests/00000002") < head
-    assert log[head + 1] == "flush .dsg"
-    assert any(at > head for at in flushes), "what was applied is flushed before the journal goes"
+    gone = log.index("unlink .dsg/journal.decided")
+    assert any(head < at < gone for at in flushes), "what was applied is flushed before the journal goes"
+    assert log[gone + 1] == "flush .dsg"
 
 
 class FailingTree(CountingTree):

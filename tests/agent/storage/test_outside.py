@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dsg_remote_agent.dispatch import few
+from dsg_remote_agent.storage import directory as directory_module
 from dsg_remote_agent.storage import outside as outside_module
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.layout import INDEX
-from dsg_remote_agent.storage.statindex import let_clock_pass
 from protocol.errors import OutsideChangeError, PathsRefusedError
 from protocol.manifest import FILE, LINK, Entry
 from protocol.messages import Committed, OutsideChanges
@@ -95,7 +97,7 @@ def test_touched_but_the_same(filled: Ground, monkeypatch: pytest.MonkeyPatch) -
     """A touch, a chmod for the group, a copy back from a backup: hashed once, then known again."""
     (filled.folder / "a").touch()
     (filled.folder / "d" / "b").chmod(0o644)
-    let_clock_pass(filled.tree())
+    time.sleep(0.05)
     read = count_reads(monkeypatch)
     assert not look(filled)
     assert sorted(read) == ["a", "d/b"]
@@ -322,3 +324,75 @@ def test_more_rescued_files_than_an_answer_holds(ground: Ground, tmp_path: Path)
     assert len(done.notes) == 1200
     answer = Committed(record=done.raw, notes=few(done.notes))
     assert len(answer.notes) == 101 and "1,100 more" in answer.notes[-1]
+
+
+# Looking ahead of a begin
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    looks: list[int] = []
+    original = directory_module.examine
+
+    def counting(*args: Any, **options: Any) -> Any:
+        looks.append(1)
+        return original(*args, **options)
+
+    monkeypatch.setattr(directory_module, "examine", counting)
+    return looks
+
+
+def test_a_begin_takes_over_the_look_before_it(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = count_looks(monkeypatch)
+    repository = filled.open()
+    repository.examine(lambda _: None)
+    filled.begin(repository).abort()
+    assert len(looks) == 1
+    filled.begin(repository).abort()
+    assert len(looks) == 2, "it is good for one begin only"
+    (filled.folder / "a").write_bytes(b"edited")
+    repository.examine(lambda _: None)
+    with pytest.raises(OutsideChangeError, match="changed: a"):
+        filled.begin(repository)
+    assert len(looks) == 3
+
+
+def test_a_look_at_an_older_head_is_not_used(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = filled.open()
+    repository.examine(lambda _: None)
+    filled.sync({"a": b"another"})
+    looks = count_looks(monkeypatch)
+    filled.begin(repository).abort()
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize(("path", "noticed"), [("a", "by the commit"), ("z", "by the next begin")])
+def test_what_changes_after_the_look(filled: Ground, path: str, noticed: str) -> None:
+    repository = filled.open()
+    repository.examine(lambda _: None)
+    (filled.folder / path).write_bytes(b"edited after the look")
+    transaction, record = filled.prepare(repository, {"a": b"new"})
+    if noticed == "by the commit":
+        with pytest.raises(OutsideChangeError):
+            transaction.commit(record.digest, lambda: None)
+        transaction.abort()
+    else:
+        transaction.commit(record.digest, lambda: None)
+        with pytest.raises(OutsideChangeError, match="changed: z"):
+            filled.begin(repository)
+    assert (filled.folder / path).read_bytes() == b"edited after the look"
+
+
+def test_the_index_of_the_snapshot_before_still_counts(
+    filled: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash between the end of a commit and its index: only what it brought is read."""
+    before = (filled.folder / INDEX).read_bytes()
+    filled.sync({"a": b"new", "e": b"added"}, ["d/b"])
+    (filled.folder / INDEX).write_bytes(before)
+    time.sleep(0.05)
+    read = count_reads(monkeypatch)
+    filled.begin(filled.open()).abort()
+    assert sorted(read) == ["a", "e"]
+    read.clear()
+    filled.begin(filled.open()).abort()
+    assert read == []
