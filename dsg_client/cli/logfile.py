@@ -7,11 +7,13 @@ cannot be written stops nothing.
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["log_path", "write_log"]
+__all__ = ["log_path", "prepare_log", "write_log"]
 
 _MAX_BYTES = 1 << 20
 _KEPT = 3
@@ -24,9 +26,14 @@ def log_path() -> Path:
     return Path(platformdirs.user_state_dir("dsg", appauthor=False)) / "client.log"
 
 
+def prepare_log() -> None:
+    """Import in a thread what :func:`write_log` will need: it takes longer than all of DSG's own modules."""
+    threading.Thread(target=importlib.import_module, args=("structlog",), daemon=True).start()
+
+
 def write_log(event: str, **fields: Any) -> None:
     """Append one event with its fields and the time."""
-    # Imported here: most commands write nothing, and these cost more than all of DSG's own modules.
+    # Imported here: most commands write nothing.
     import logging
     from logging.handlers import RotatingFileHandler
 

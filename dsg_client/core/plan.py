@@ -11,7 +11,7 @@ from dsg_client.core.conflict import Conflict, Resolution
 from dsg_client.core.merge import Edit, edited, kept_beside
 from protocol.digest import DEFAULT, hasher
 from protocol.errors import InternalError
-from protocol.manifest import Entry
+from protocol.manifest import Entry, Manifest
 from protocol.paths import sort_key
 
 __all__ = ["Change", "Plan"]
@@ -166,6 +166,13 @@ class Plan:
         if not unmoved:
             return fresh
         return kept_beside(fresh, [entry for entry in cache if entry.path in unmoved])
+
+    def caches_all(self, cache: Manifest, remote: Manifest) -> bool:
+        """Whether the new C is the new snapshot, entry by entry, so that it need not be worked out.
+
+        So it is when C was R, and all of it is still in scope.
+        """
+        return cache.digest == remote.digest and not self.cache_drops
 
     def digest(self, algorithm: str = DEFAULT) -> str:
         """Tagged digest over every action, version, attribution and conflict of the plan.

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from attrs import frozen
-
 from dsg_client.core.plan import Plan
 from dsg_client.local.cache import Cache
 from dsg_client.local.index import IndexChanges
@@ -28,7 +26,7 @@ from dsg_client.sync.events import Note, Phase, PhaseStarted
 from dsg_client.sync.localside import LocalSide, Settled, settle, storage_error
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.site import Site
-from dsg_client.sync.threads import all_over, to_the_end
+from dsg_client.sync.threads import all_over, over, to_the_end
 from dsg_client.sync.transfer import Meter, fetch, send
 from protocol.digest import DEFAULT
 from protocol.errors import (
@@ -50,12 +48,12 @@ from protocol.records import SnapshotRecord
 from protocol.transaction import Step
 from protocol.tree.change import JournalState, read_journal
 from protocol.tree.send import Source, payloads
+from protocol.value import Value
 
 __all__ = ["Base", "Done", "Transaction"]
 
 
-@frozen
-class Base:
+class Base(Value):
     """What the plan stands on: the head and the whole manifest of R, and C as it was in scope."""
 
     head: SnapshotRecord
@@ -64,14 +62,20 @@ class Base:
     rules: str  # digest of the scope rules of this sync
 
 
-@frozen
-class Done:
+class Done(Value):
     """A committed transaction: the snapshot that L agrees with now, and what was held back."""
 
     record: SnapshotRecord
     made_snapshot: bool
     settled: Settled
     notes: tuple[str, ...]
+
+
+class Outlook(Value):
+    """What R and C will be: worked out while the server begins."""
+
+    remote: Manifest
+    cache: Manifest
 
 
 class Transaction:
@@ -103,7 +107,7 @@ class Transaction:
             files_total=sum(c.moves_content for c in (*plan.uploads, *plan.downloads)),
             bytes_total=plan.upload_bytes + plan.download_bytes,
         )
-        self._merged: Manifest = base.manifest
+        self._merging: asyncio.Future[Outlook] | None = None
         self._record: SnapshotRecord = base.head
         self._begun = False
         self._journaled = False
@@ -117,6 +121,7 @@ class Transaction:
     async def __aenter__(self) -> Transaction:
         await to_the_end(self._local.check_room)
         try:
+            self._merging = asyncio.get_running_loop().run_in_executor(None, self._work_out)
             if self._plan.changes_remote:
                 await self._begin()
             await to_the_end(self._local.open)
@@ -201,7 +206,7 @@ class Transaction:
         try:
             if self._plan.changes_remote:
                 await self._prepare_remote()
-            await to_the_end(self._stage_cache)
+            await to_the_end(self._stage_cache, (await self._outlook()).cache)
         finally:
             cancelled = await all_over([flushing])
         if cancelled:
@@ -214,15 +219,11 @@ class Transaction:
         await to_the_end(self._site.failpoints.reach, Step.LOCAL_PREPARED)
 
     async def _prepare_remote(self) -> None:
-        plan, base = self._plan, self._base
-
-        def merge() -> Manifest:
-            return Manifest.from_entries(plan.merged_remote(base.manifest), base.manifest.algorithm)
-
-        self._merged = await to_the_end(merge)
+        base = self._base
+        merged = (await self._outlook()).remote
         raw = await self._repo.prepare(
             self._txid,
-            manifest=self._merged.digest,
+            manifest=merged.digest,
             message=self._message,
             user=self._site.user,
             host=self._site.host,
@@ -230,7 +231,7 @@ class Transaction:
         record = SnapshotRecord.from_bytes(raw)
         if (record.txid, record.manifest, record.parent, record.seq) != (
             self._txid,
-            self._merged.digest,
+            merged.digest,
             base.head.digest,
             base.head.seq + 1,
         ):
@@ -240,9 +241,20 @@ class Transaction:
             )
         self._record = record
 
-    def _stage_cache(self) -> None:
-        entries = self._plan.new_cache(self._base.cache, self._merged)
-        manifest = Manifest.from_entries(entries, self._algorithm)
+    def _work_out(self) -> Outlook:
+        plan, base = self._plan, self._base
+        merged = base.manifest
+        if plan.changes_remote:
+            merged = Manifest.from_entries(plan.merged_remote(base.manifest), base.manifest.algorithm)
+        if plan.caches_all(base.cache, base.manifest):
+            return Outlook(merged, merged)
+        return Outlook(merged, Manifest.from_entries(plan.new_cache(base.cache, merged), self._algorithm))
+
+    async def _outlook(self) -> Outlook:
+        assert self._merging is not None, "begun"
+        return await over(self._merging)
+
+    def _stage_cache(self, manifest: Manifest) -> None:
         record = self._record
         self._local.stage_cache(Cache(record.repo_id, record.digest, record.seq, self._base.rules, manifest))
 
@@ -378,6 +390,8 @@ class Transaction:
                     await asyncio.wait_for(self._repo.abort(self._txid), 30)
                 except (DsgError, TimeoutError):
                     pass  # the agent undoes it by itself when the connection ends
+            if self._merging is not None:
+                await all_over([self._merging])
             await to_the_end(self._undo_local)
 
         undoing = asyncio.ensure_future(undo())
