@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.roots import Roots
@@ -17,6 +17,7 @@ from dsg_remote_agent.storage.faults import explain
 from protocol.errors import DsgError, NotPermittedError, RemoteProtocolError
 from protocol.messages import METHODS, Phase, Role, parse_request, to_wire
 from protocol.transaction import TRANSITIONS, Failpoints
+from protocol.value import Value
 
 __all__ = ["Agent", "Answerer", "Opened", "Policy", "account", "answers", "few", "unanswered"]
 
@@ -37,8 +38,7 @@ def answers(request: type) -> Callable[[Answerer], Answerer]:
     return register
 
 
-@frozen
-class Policy:
+class Policy(Value):
     """What this agent may do, as it was started; nothing that a client sends widens it."""
 
     role: Role

@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from attrs import frozen
-
+from protocol.value import Value
 from protocol.version import VERSION
 
 __all__ = ["Options", "read_options"]
@@ -23,8 +22,7 @@ What is given here cannot be widened by a client.
 """
 
 
-@frozen
-class Options:
+class Options(Value):
     """What the agent was started with."""
 
     roots: tuple[str, ...]

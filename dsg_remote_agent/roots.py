@@ -13,10 +13,9 @@ import os
 import stat
 from collections.abc import Sequence
 
-from attrs import frozen
-
 from protocol.errors import ConfigError, NotPermittedError
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = ["Roots"]
 
@@ -24,8 +23,7 @@ _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PASS_THROUGH = getattr(os, "O_PATH", os.O_RDONLY)
 
 
-@frozen
-class Roots:
+class Roots(Value):
     """The folders below which this agent works; none named: all that the account may use."""
 
     roots: tuple[str, ...] = ()

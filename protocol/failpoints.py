@@ -15,15 +15,13 @@ import signal
 import threading
 import time
 
-from attrs import frozen
-
 from protocol.transaction import Failpoints, NoFailpoints, Step
+from protocol.value import Value
 
 __all__ = ["parse_failpoints"]
 
 
-@frozen
-class _Armed:
+class _Armed(Value):
     actions: dict[Step, str]
 
     def reach(self, step: Step) -> None:

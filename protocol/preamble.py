@@ -15,6 +15,7 @@ from attrs import asdict, field, frozen
 
 from protocol.codec import MAX_PAYLOAD, Buffer
 from protocol.errors import RemoteProtocolError, VersionError
+from protocol.value import Value
 
 __all__ = [
     "PROTOCOL",
@@ -154,8 +155,7 @@ def _parse_line(line: bytes) -> Preamble:
     )
 
 
-@frozen
-class PreambleFound:
+class PreambleFound(Value):
     """The preamble came: ``noise`` before it, ``rest`` (the first bytes of frames) after it."""
 
     preamble: Preamble
@@ -163,8 +163,7 @@ class PreambleFound:
     rest: bytes
 
 
-@frozen
-class PreambleMissing:
+class PreambleMissing(Value):
     """No preamble: ``seen`` came instead (at most 68 KiB of it), ``reason`` says what is wrong with that.
 
     ``altered``: it is a preamble whose line end a terminal or a text-mode

@@ -16,7 +16,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Protocol
 
-from attrs import frozen
+from protocol.value import Value
 
 __all__ = ["STEPS", "TRANSITIONS", "Failpoints", "NoFailpoints", "RemoteState", "Side", "Step", "StepRow"]
 
@@ -57,8 +57,7 @@ class Step(Enum):
     LOCAL_FINISHED = "local-finished"
 
 
-@frozen
-class StepRow:
+class StepRow(Value):
     """One row: where it happens, which row of the design's table it is, what a crash here leads to."""
 
     step: Step

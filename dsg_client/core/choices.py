@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from attrs import frozen
-
 from dsg_client.core.states import Take
 from protocol.manifest import Entry
+from protocol.value import Value
 
 __all__ = ["Choice", "Version"]
 
 Version = tuple[int, bytes, bool]  # kind, content, executable: what Entry.version gives
 
 
-@frozen
-class Choice:
+class Choice(Value):
     """The side that wins at one path, for exactly these three versions.
 
     A choice made for other versions than the present ones has lapsed: the

@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 from dsg_client.core.states import Take
 from protocol.manifest import Entry
 from protocol.paths import collision_key
+from protocol.value import Value
 
 __all__ = ["Clash", "Node", "Origin", "Rival", "find_clashes", "settle_clashes"]
 
@@ -46,15 +47,13 @@ class Node:
     outside: Entry | None
 
 
-@frozen
-class Clash:
+class Clash(Value):
     """Two or more nodes that no file system could hold, or not every one."""
 
     nodes: tuple[Node, ...]
 
 
-@frozen
-class Rival:
+class Rival(Value):
     """What an added path cannot stand together with, perhaps one of many.
 
     ``file_and_folder``: one of the two is a folder of the other's path; else

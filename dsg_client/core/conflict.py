@@ -10,6 +10,7 @@ from dsg_client.core.choices import Choice
 from dsg_client.core.states import State, Take
 from protocol.manifest import Entry, same
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = ["Conflict", "ConflictKind", "Resolution", "SideChange", "What"]
 
@@ -43,8 +44,7 @@ class What(Enum):
     DELETED = "deleted"
 
 
-@frozen
-class SideChange:
+class SideChange(Value):
     """What one side did to a path, who did it, and when.
 
     ``parts`` says of a CHANGED entry what differs from the last sync:
@@ -113,8 +113,7 @@ class Conflict:
         return f"{escape(self.path)}: {_by('here', self.here)}; {_by('there', self.there)}"
 
 
-@frozen
-class Resolution:
+class Resolution(Value):
     """A conflict that a choice (``chosen``) or else the preference settled."""
 
     conflict: Conflict

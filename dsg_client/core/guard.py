@@ -7,13 +7,12 @@ from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Any
 
-from attrs import frozen
-
 from dsg_client.core.plan import Plan
 from dsg_client.core.states import Take
 from protocol.errors import MassDeleteError
 from protocol.manifest import Entry
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = ["MassDeletion", "Why", "mass_deletions", "refuse_mass_deletion"]
 
@@ -28,8 +27,7 @@ class Why(Enum):
     FOLDER_VANISHED = "a data folder vanished"
 
 
-@frozen
-class MassDeletion:
+class MassDeletion(Value):
     """One reason to stop: ``deleted`` of ``entries`` on ``side`` would go.
 
     ``folder`` is the data folder that vanished from the working folder, or ''.

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from attrs import define, frozen
+from attrs import define
 
 from dsg_client.core.choices import Choice
 from dsg_client.core.clashes import Origin, Rival, find_clashes, settle_clashes
@@ -40,6 +40,7 @@ from dsg_client.core.plan import Change, Plan
 from dsg_client.core.states import Action, StateRow, Take, classify
 from protocol.manifest import Entry
 from protocol.paths import sort_key
+from protocol.value import Value
 
 __all__ = ["reconcile"]
 
@@ -62,8 +63,7 @@ class _Path:
     other: Entry | None = None  # what it cannot stand beside
 
 
-@frozen
-class _Counts:
+class _Counts(Value):
     unchanged: int
     local: int
     remote: int

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from attrs import frozen
-
 from protocol.manifest import Entry, same
+from protocol.value import Value
 
 __all__ = ["STATES", "Action", "State", "StateRow", "Take", "classify"]
 
@@ -61,8 +60,7 @@ class State(Enum):
     NONE = "none"
 
 
-@frozen
-class StateRow:
+class StateRow(Value):
     """One row of the matrix.
 
     ``pattern`` has a number for each of L, C and R: 0 where it has no entry,

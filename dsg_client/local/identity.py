@@ -6,10 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from attrs import frozen
-
 from dsg_client.local.config import Config
 from dsg_client.local.machine import host_name, login_name
+from protocol.value import Value
 
 __all__ = ["Identity", "find_identity"]
 
@@ -17,8 +16,7 @@ _LIMIT = 200  # characters of an entry's ``who``
 _GIT_SECONDS = 5.0
 
 
-@frozen
-class Identity:
+class Identity(Value):
     """A person, as others will see them: a name, and an id such as an address; and from which host."""
 
     user_name: str

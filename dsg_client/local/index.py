@@ -34,6 +34,7 @@ from attrs import frozen
 
 from protocol.paths import sort_key
 from protocol.tree.fs import ReadFile, Stat, TreeFS
+from protocol.value import Value
 
 __all__ = ["INDEX_PATH", "Binding", "FileClock", "IndexChanges", "IndexRow", "read_index", "save_index"]
 
@@ -65,8 +66,7 @@ class Binding:
         return packed
 
 
-@frozen
-class FileClock:
+class FileClock(Value):
     """The file system's clock, which stamps files: another machine's on a network file system.
 
     ``offset_ns`` is added to ``time.monotonic_ns()``; it is never ahead of the

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from enum import Flag, auto
 from typing import Any
 
-from attrs import frozen
-
 from dsg_client.local.ignore import IgnoreRules
 from dsg_client.local.never import is_never_synced
 from dsg_client.local.scope import DEFAULT_DATA_DIRS
 from protocol.errors import ConfigError
 from protocol.paths import escape, path_problem
+from protocol.value import Value
 
 __all__ = ["KEYS", "TRANSPORTS", "Key", "Place", "unknown_key"]
 
@@ -34,8 +33,7 @@ class Place(Flag):
 ANYWHERE = Place.TREE | Place.USER | Place.VARIABLE | Place.OPTION
 
 
-@frozen
-class Key:
+class Key(Value):
     """One key. ``parse`` takes a value from YAML or an option and raises ValueError with the reason."""
 
     name: str

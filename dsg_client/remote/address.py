@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import re
 
-from attrs import frozen
-
 from protocol.errors import UsageError
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = ["RemoteAddress", "parse_address"]
 
@@ -24,8 +23,7 @@ _MAX_USER = 255
 _MAX_PATH = 4000
 
 
-@frozen
-class RemoteAddress:
+class RemoteAddress(Value):
     """Where a repository is: ``host`` None means this machine.
 
     ``path`` is absolute, without a slash at its end. ``user`` None leaves the

@@ -19,8 +19,6 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 
-from attrs import frozen
-
 from protocol.errors import (
     ConfigError,
     HostKeyChangedError,
@@ -29,6 +27,7 @@ from protocol.errors import (
     LocalStorageError,
 )
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = [
     "Finding",
@@ -46,8 +45,7 @@ SSH_PORT = 22
 _MAX_FILE = 64 * 1024 * 1024
 
 
-@frozen
-class HostKey:
+class HostKey(Value):
     """A public key: its kind (``ssh-ed25519``) and its encoding."""
 
     kind: str
@@ -65,8 +63,7 @@ class HostKey:
         return self.kind.removeprefix("ssh-").removeprefix("sk-").partition("-")[0].upper()
 
 
-@frozen
-class KnownEntry:
+class KnownEntry(Value):
     """One line of a known_hosts file. ``marker``: '', ``revoked`` or ``cert-authority``."""
 
     file: str
@@ -99,8 +96,7 @@ class Verdict(Enum):
     REVOKED = "revoked"
 
 
-@frozen
-class Finding:
+class Finding(Value):
     """The verdict on a key; ``entry`` is the line that decided it, if one did."""
 
     verdict: Verdict

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from attrs import frozen
-
 from dsg_client.remote.transport import ExitStatus, Transport
 from protocol.errors import AgentStartError, DsgError
 from protocol.paths import escape
 from protocol.preamble import Preamble, PreambleFound, PreambleMissing, PreambleScanner
+from protocol.value import Value
 
 __all__ = ["START_LIMIT", "StartedAgent", "remote_command", "start_agent"]
 
@@ -32,8 +31,7 @@ _SCRIPT = (
 )
 
 
-@frozen
-class StartedAgent:
+class StartedAgent(Value):
     """An agent that has spoken. ``rest``: the bytes that came after its preamble."""
 
     preamble: Preamble

@@ -13,17 +13,15 @@ import signal
 from collections.abc import Sequence
 from typing import Protocol
 
-from attrs import frozen
-
 from protocol.codec import Buffer
+from protocol.value import Value
 
 __all__ = ["STDERR_KEPT", "ExitStatus", "Mailbox", "Receiver", "Tail", "Transport"]
 
 STDERR_KEPT = 64 * 1024
 
 
-@frozen
-class ExitStatus:
+class ExitStatus(Value):
     """How the program at the other end ended: with a code, or by a signal."""
 
     code: int | None = None

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
 
-from attrs import asdict, frozen
+from protocol.value import Value
 
 __all__ = [
     "Attempt",
@@ -21,7 +20,6 @@ __all__ = [
     "PhaseStarted",
     "Planned",
     "Progress",
-    "event_map",
     "ignore",
 ]
 
@@ -38,15 +36,13 @@ class Phase(Enum):
     APPLY = "apply"
 
 
-@frozen
-class PhaseStarted:
+class PhaseStarted(Value):
     """A phase began; phases may overlap (CONNECT and SCAN do)."""
 
     phase: Phase
 
 
-@frozen
-class Progress:
+class Progress(Value):
     """How far a phase is. Totals are 0 while unknown."""
 
     phase: Phase
@@ -56,16 +52,14 @@ class Progress:
     bytes_total: int
 
 
-@frozen
-class Note:
+class Note(Value):
     """Something the user should read; ``warning`` when it may need an action."""
 
     text: str
     warning: bool = False
 
 
-@frozen
-class Planned:
+class Planned(Value):
     """The plan is made; nothing has moved yet. Counts and bytes of what will."""
 
     uploads: int
@@ -76,8 +70,7 @@ class Planned:
     delete_remote: int
 
 
-@frozen
-class Attempt:
+class Attempt(Value):
     """The sync starts again after a transient error."""
 
     number: int
@@ -91,9 +84,3 @@ Emit = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """An ``Emit`` that drops everything."""
-
-
-def event_map(event: Event) -> dict[str, Any]:
-    """An event as a JSON-compatible map with its ``event`` name."""
-    fields = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(event).items()}
-    return {"event": type(event).__name__, **fields}

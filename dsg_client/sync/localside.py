@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from dsg_client.core.merge import kept_beside
 from dsg_client.core.plan import Change, Plan
@@ -43,6 +43,7 @@ from protocol.tree.change import (
 )
 from protocol.tree.folders import look
 from protocol.tree.fs import Kind, Stat, TreeFS
+from protocol.value import Value
 
 __all__ = ["LocalSide", "Settled", "settle", "storage_error", "storage_errors"]
 
@@ -294,8 +295,7 @@ class LocalSide:
             pass
 
 
-@frozen
-class Settled:
+class Settled(Value):
     """What became of a decided transaction: paths held back, and things moved to safety."""
 
     held: tuple[tuple[str, str], ...]

@@ -13,6 +13,7 @@ from dsg_client.core.guard import MassDeletion
 from dsg_client.core.plan import Plan
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
+from protocol.value import Value
 
 __all__ = ["Changes", "StatusResult", "SyncResult", "conflict_fields", "conflict_text"]
 
@@ -20,8 +21,7 @@ __all__ = ["Changes", "StatusResult", "SyncResult", "conflict_fields", "conflict
 _NO_RECORDS: Mapping[int, SnapshotRecord] = {}
 
 
-@frozen
-class Changes:
+class Changes(Value):
     """The paths a plan touches, by what happens to them."""
 
     upload: tuple[str, ...] = ()

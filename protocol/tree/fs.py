@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from attrs import frozen
+from protocol.value import Value
 
 __all__ = ["Capabilities", "Kind", "Lock", "ReadFile", "Stat", "TreeFS", "WriteFile"]
 
@@ -54,8 +54,7 @@ class Stat(NamedTuple):
         return bool(self.mode & 0o100)
 
 
-@frozen
-class Capabilities:
+class Capabilities(Value):
     """What the file system can do, found by probing it, never by its name."""
 
     executable_bit: bool

@@ -38,6 +38,7 @@ from protocol.tree.actions import (
 from protocol.tree.confine import encode
 from protocol.tree.fs import Kind, TreeFS
 from protocol.tree.staging import Staging
+from protocol.value import Value
 
 __all__ = ["Journal", "JournalState", "decide", "discard_prepared", "read_journal", "write_prepared"]
 
@@ -55,8 +56,7 @@ class JournalState(Enum):
     DECIDED = "decided"  # committed: apply and finish
 
 
-@frozen
-class Journal:
+class Journal(Value):
     """A transaction's actions, in canonical order of path; ``actions`` can be iterated many times.
 
     ``machine`` and ``root`` (device, inode) say where it was written: stats in

@@ -6,9 +6,10 @@ import errno
 from enum import Enum
 from typing import NoReturn
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define
 
 from protocol.tree.fs import Stat
+from protocol.value import Value
 
 __all__ = ["Applied", "Held", "HeldBackError", "Phase", "Report", "Unexpected"]
 
@@ -45,16 +46,14 @@ class Phase(Enum):
     PLACED = "placed"  # everything is done
 
 
-@frozen
-class Held:
+class Held(Value):
     """A path that was left alone, and why, in words."""
 
     path: str
     reason: str
 
 
-@frozen
-class Applied:
+class Applied(Value):
     """What became of a change.
 
     ``held``: paths left as the user has them (with RESCUE: whose new content
