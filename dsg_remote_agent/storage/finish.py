@@ -6,7 +6,7 @@ died, and needs the repository's exclusive lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from dsg_remote_agent.storage.layout import manifest_path
 from dsg_remote_agent.storage.place import Place, next_index, staged_manifest
@@ -17,6 +17,7 @@ from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.transaction import Step
 from protocol.tree.change import (
+    TMP,
     Journal,
     JournalState,
     Unexpected,
@@ -26,9 +27,11 @@ from protocol.tree.change import (
     sweep,
 )
 from protocol.tree.change import finish as finish_journal
+from protocol.tree.fs import TreeFS
 
 __all__ = ["carry_out", "record_of", "settle"]
 
+_LONGEST_PROBE = 600  # seconds
 _NO_ROWS: Mapping[str, IndexRow] = {}
 
 
@@ -50,16 +53,28 @@ def settle(place: Place) -> list[str]:
                 )
             notes.append(f"finished the committed transaction {journal.txid}")
             notes += carry_out(place, journal)
-    if sweep(tree, _Probes()):
+    if sweep(tree, _Probes(tree, place.now)):
         notes.append("removed what unfinished transactions had left in staging")
     return notes
 
 
 class _Probes:
-    """Names in ``.dsg/tmp`` by which a reader is just trying out the file system: it has no lock."""
+    """Names in ``.dsg/tmp`` by which a reader is just trying out the file system: it has no lock.
+
+    That takes it an instant: what is older is a dead reader's.
+    """
+
+    def __init__(self, tree: TreeFS, now: Callable[[], int]) -> None:
+        self.tree = tree
+        self.now = now
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.startswith("probe-")
+        if not isinstance(name, str) or not name.startswith("probe-"):
+            return False
+        try:
+            return self.now() - self.tree.stat(f"{TMP}/{name}").mtime_ns // 10**9 < _LONGEST_PROBE
+        except FileNotFoundError:
+            return False
 
 
 def record_of(place: Place, journal: Journal) -> SnapshotRecord:

@@ -298,6 +298,8 @@ class Repository:
         left += [
             str(p) for area in ("staging", "tmp", "trash") for p in (self.folder / AREA / area).glob("*")
         ]
+        # By these an agent tries out the file system, without a lock. A killed one's are removed in time.
+        left = [name for name in left if "/tmp/probe-" not in name.rpartition(AREA)[2]]
         assert not left, f"left over on the server: {left}"
         return self
 

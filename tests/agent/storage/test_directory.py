@@ -39,6 +39,17 @@ def filled(ground: Ground) -> Ground:
     return ground
 
 
+def test_a_dead_readers_probe_is_removed_and_a_living_ones_is_not(filled: Ground) -> None:
+    probe = filled.folder / ".dsg" / "tmp" / "probe-4711-0"
+    probe.mkdir()
+    (probe / "plain").touch()
+    began = filled.clock()
+    for age, stays in ((60, True), (3600, False)):
+        os.utime(probe, (began - age, began - age))
+        filled.open().recover(claim())
+        assert probe.exists() == stays
+
+
 # Outcome: the fence.
 
 
