@@ -149,8 +149,9 @@ class Proxy:
                 return
             if self._spent(way):
                 time.sleep(0.05)  # let the last bytes arrive: a reset may overtake them
-                self.cut()
-                return
+                if self._spent(way):  # nobody has mended it meanwhile
+                    self.cut()
+                    return
 
     def _allowed(self, chunk: bytes, way: str) -> bytes:
         with self._lock:
