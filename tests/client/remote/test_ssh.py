@@ -476,6 +476,30 @@ async def test_a_frozen_connection_is_silence(host: SshHost, monkeypatch: pytest
         await agent.close(undoing=True)
 
 
+@pytest.mark.parametrize(("cipher", "needed"), [("aes256-gcm@openssh.com", False), ("aes256-ctr", True)])
+async def test_empty_packets_only_where_the_cipher_needs_them(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch, cipher: str, needed: bool
+) -> None:
+    """asyncssh puts one before every packet, which doubles their number."""
+    import asyncssh
+    from asyncssh.constants import MSG_CHANNEL_REQUEST, MSG_IGNORE
+
+    client = person(host, monkeypatch)
+    with client.config.open("a") as config:
+        config.write(f"Host *\n  Ciphers {cipher}\n")
+    sent: list[int] = []
+    original = asyncssh.SSHClientConnection.send_packet
+
+    def counting(self: asyncssh.SSHClientConnection, pkttype: int, *args: bytes, **options: object) -> None:
+        sent.append(pkttype)
+        original(self, pkttype, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "send_packet", counting)
+    await works(client)
+    after = sent[sent.index(MSG_CHANNEL_REQUEST) :]
+    assert len(after) > 3 and (MSG_IGNORE in after) == needed
+
+
 async def test_over_a_long_way_requests_do_not_wait_for_each_other(
     host: SshHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
