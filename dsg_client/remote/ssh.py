@@ -34,6 +34,7 @@ __all__ = ["SshTransport", "open_ssh"]
 # Three times as fast as asyncssh's defaults (2 MiB, 32 KiB), more over long distances.
 WINDOW = 64 * 1024 * 1024
 PACKET = 128 * 1024
+PIECE = 32 * 1024  # of what was received: two of OpenSSH's packets
 HIGH_WATER = 2 * 1024 * 1024
 KEEPALIVE_EVERY = 15
 KEEPALIVES_MISSED = 4
@@ -253,6 +254,7 @@ class _Road:
                 sock.close()
         self.connections.append(connection)
         _send_no_padding(connection)
+        _receive_in_pieces(connection)
         return connection
 
     async def ask(self, prompt: str, secret: bool) -> str | None:
@@ -339,6 +341,22 @@ def _send_no_padding(connection: asyncssh.SSHClientConnection) -> None:
             send_packet(pkttype, *args, **options)
 
     connection.send_packet = send  # type: ignore[method-assign]
+
+
+def _receive_in_pieces(connection: asyncssh.SSHClientConnection) -> None:
+    """Hand what was received on in parts of a few packets.
+
+    With each packet asyncssh copies all that it was given and has not yet
+    looked at, twice; and asyncio gives it 256 KiB at a time.
+    """
+    data_received = connection.data_received
+
+    def receive(data: bytes, datatype: int | None = None) -> None:
+        view = memoryview(data)
+        for at in range(0, len(data), PIECE):
+            data_received(view[at : at + PIECE], datatype)  # type: ignore[arg-type]  # it is put to bytes
+
+    connection.data_received = receive  # type: ignore[method-assign]
 
 
 def _keepalive(config: SSHClientConfig) -> dict[str, int]:
