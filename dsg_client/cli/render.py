@@ -159,17 +159,6 @@ class Output:
             self._bar = None
             self._bar_phase = None
 
-    # questions
-
-    def confirm(self, question: str) -> bool:
-        """Ask on a terminal; without one the answer is no."""
-        if self.json_mode or not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return False
-        self._clear()
-        sys.stderr.write(f"{question} [y/N] ")
-        sys.stderr.flush()
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
-
     def _document(self, fields: dict[str, Any]) -> None:
         document = {"schema": SCHEMA, **fields, "notes": self.notes}
         json.dump(document, sys.stdout, ensure_ascii=True, indent=None, default=str)

@@ -111,16 +111,6 @@ class Plan:
         """Size of the file content that comes from the repository."""
         return sum(change.after.size for change in self.downloads if change.moves_content)
 
-    @property
-    def delete_local_bytes(self) -> int:
-        """Size of what goes from the working folder."""
-        return sum(entry.size for entry in self.delete_local)
-
-    @property
-    def delete_remote_bytes(self) -> int:
-        """Size of what goes from the repository's head (older snapshots keep it)."""
-        return sum(entry.size for entry in self.delete_remote)
-
     def remote_edits(self) -> Iterator[Edit]:
         """The changes of R in canonical order: uploads, and deletes with ``after`` None."""
         return _in_order(self.uploads, self.delete_remote)

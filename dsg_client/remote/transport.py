@@ -145,10 +145,6 @@ class Mailbox:
             self._ended = (error,)
             self._tell_end()
 
-    @property
-    def has_ended(self) -> bool:
-        return self._ended is not None
-
     def _tell_end(self) -> None:
         if self._receiver is not None and self._ended is not None and not self._told:
             self._told = True

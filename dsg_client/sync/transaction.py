@@ -144,8 +144,15 @@ class Transaction:
             told = _told(error.facts, site.scope.in_scope)
             raise (outside_error(told) if told else error) from None
         self._notes += begun.notes
-        if begun.outside and not self._accept_outside(begun.outside):
-            raise outside_error(begun.outside)
+        outside, seen = begun.outside, 0
+        while outside:
+            if not self._accept_outside(outside):
+                raise outside_error(_in_scope(outside, site.scope.in_scope))
+            seen += len(outside.added)
+            if not (outside.more and outside.added):
+                break
+            # The server tells of so many in one answer.
+            outside = await self._repo.outside(seen)
         need = self._plan.upload_bytes
         if need > begun.free:
             raise RemoteStorageError(
@@ -420,6 +427,14 @@ def _told(facts: Mapping[str, Any], in_scope: Callable[[str], bool]) -> OutsideC
         added=tuple(path for path in paths("added") if in_scope(path)),
         more=more if isinstance(more, int) and more > 0 else 0,
     )
+
+
+def _in_scope(outside: OutsideChanges, in_scope: Callable[[str], bool]) -> OutsideChanges:
+    """The changes without new files that nobody would sync; all of them when nothing else is left."""
+    added = tuple(path for path in outside.added if in_scope(path))
+    if not (added or outside.modified or outside.deleted):
+        return outside
+    return OutsideChanges(modified=outside.modified, deleted=outside.deleted, added=added, more=outside.more)
 
 
 def outside_error(outside: OutsideChanges) -> OutsideChangeError:

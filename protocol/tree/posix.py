@@ -282,10 +282,6 @@ class PosixTree:
         finally:
             opened.close()
 
-    def set_mtime(self, path: str, mtime_ns: int) -> None:
-        folder, name = self._at(path)
-        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder.fd, follow_symlinks=False)
-
     # Durability
 
     def flush_folder(self, path: str) -> None:

@@ -385,6 +385,21 @@ def test_adopt_takes_in_more_than_an_answer_holds(world: NearWorld, ann: Client)
     world.remote().check()
 
 
+def test_a_sync_looks_at_every_stray_file_on_the_server(world: NearWorld, ann: Client) -> None:
+    """An answer tells of a thousand; the one that matters comes after them."""
+    strays = world.repository / "archive"
+    strays.mkdir()
+    for number in range(1200):
+        (strays / f"{number:04}").write_bytes(b"out of scope\n")
+    ann.put("input/mine", File(b"x"))
+    ann.must("sync")
+    (world.repository / "input" / "zzz").write_bytes(b"nobody synced this\n")
+    ann.put("input/mine", File(b"y"))
+    ended = ann.dsg("sync")
+    assert ended.status == 16 and "input/zzz" in ended.err, ended
+    assert world.remote().head.seq == 2
+
+
 def test_adopt_refuses_what_cannot_be_synced(world: NearWorld, ann: Client) -> None:
     (world.repository / "input" / "out").symlink_to("/etc/passwd")
     (world.repository / "input" / "good").write_bytes(b"g")

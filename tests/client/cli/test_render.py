@@ -126,11 +126,6 @@ def test_what_others_wrote_is_escaped(capsys: Captured) -> None:
     ]
 
 
-def test_without_a_terminal_the_answer_is_no(capsys: Captured) -> None:
-    assert Output().confirm("really?") is False
-    assert capsys.readouterr() == ("", "")
-
-
 def test_exit_statuses_of_a_help_text() -> None:
     assert exit_statuses(4, 130).splitlines() == [
         "\b",

@@ -60,10 +60,6 @@ def test_results_and_attribution() -> None:
         ("theirs", True, False),
     ]
     assert (plan.upload_bytes, plan.download_bytes) == (5 + 7, 3 + 1)
-    assert (plan.delete_local_bytes, plan.delete_remote_bytes) == (
-        len("old gone there"),
-        len("old gone here"),
-    )
     assert (plan.changes_remote, plan.changes_local, plan.changes_cache, plan.is_empty) == (
         True,
         True,

@@ -366,10 +366,6 @@ class MemoryTree:
         node.mode = node.mode | 0o111 if executable else node.mode & ~0o111
         node.ctime_ns = self.tick()
 
-    def set_mtime(self, path: str, mtime_ns: int) -> None:
-        node = self._find(path)[2]
-        node.mtime_ns, node.ctime_ns = mtime_ns, self.tick()
-
     def free_bytes(self) -> int:
         return 1 << 40
 

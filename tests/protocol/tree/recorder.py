@@ -19,7 +19,6 @@ CHANGES = frozenset(
         "place",
         "swap",
         "set_executable",
-        "set_mtime",
         "flush_folder",
         "flush",
     ]
