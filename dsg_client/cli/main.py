@@ -145,7 +145,7 @@ def main() -> None:
         # Before or after the command's own work, which makes an answer of an interrupt. It may have met
         # the import of a module, so nothing more is begun.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        output.leave(state["output"].error(InterruptedSyncError("interrupted", hint="Nothing was changed.")))
+        output.leave(state["output"].error(InterruptedSyncError("interrupted")))
         return
     except (BrokenPipeError, SystemExit):
         status = 141  # who read the answer has left (click makes an exit of it)

@@ -116,8 +116,7 @@ def refuse_mass_deletion(plan: Plan, vanished: Collection[str] = ()) -> None:
     if found:
         raise MassDeleteError(
             "; ".join(deletion.explain() for deletion in found),
-            hint="Nothing was changed. 'dsg status' lists them; if this is what you want, run again with "
-            "--allow-mass-delete.",
+            hint="'dsg status' lists them; if this is what you want, run again with --allow-mass-delete.",
             facts={"reasons": [deletion.fields() for deletion in found]},
         )
 

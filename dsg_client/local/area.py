@@ -46,6 +46,6 @@ def storage_error(path: str, error: OSError) -> LocalStorageError:
     reason = error.strerror or os.strerror(error.errno or errno.EIO)
     return LocalStorageError(
         f"'{escape(path)}' cannot be used: {reason}",
-        hint="Nothing was synced. Check the rights of the folder, the space on the disk and its health.",
+        hint="Check the rights of the folder, the space on the disk and its health.",
         facts={"path": path, "reason": reason},
     )

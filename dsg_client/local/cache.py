@@ -101,7 +101,7 @@ def load_cache(tree: TreeFS) -> Cache:
             raise _damaged(f"it is not a file that DSG wrote ({error.strerror})") from None
         raise LocalStorageError(
             f"{CACHE_PATH} cannot be read: {error.strerror}",
-            hint="Nothing was changed. Check the rights of the .dsg folder and the disk.",
+            hint="Check the rights of the .dsg folder and the disk.",
             facts={"path": CACHE_PATH},
         ) from error
     return decode_cache(data)

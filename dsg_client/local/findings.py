@@ -67,7 +67,7 @@ class Findings:
         if unreadable:
             raise LocalStorageError(
                 cannot_be_read,
-                hint="Nothing was synced: what cannot be read must not look as if it had been deleted. "
+                hint="What cannot be read must not look as if it had been deleted. "
                 "Give yourself the right to read it, or exclude it under 'ignore' in .dsgconfig.yml.",
                 facts=facts,
             )
@@ -77,7 +77,7 @@ class Findings:
                     f"{_count(len(changed), 'path')} changed while the working folder was being read",
                     [f"{escape(p)}: {how}" for p, how in changed],
                 ),
-                hint="Nothing was synced. Run the command again when no program is writing there.",
+                hint="Run the command again when no program is writing there.",
                 facts=facts,
             )
 
@@ -85,7 +85,7 @@ class Findings:
 def paths_refused(problems: Sequence[PathProblem]) -> PathsRefusedError:
     """The error for names and paths that cannot be synced, all of them in one."""
     ordered = sorted(problems, key=lambda p: p.path)
-    hint = "Nothing was synced. Rename or remove them, or exclude them under 'ignore' in .dsgconfig.yml."
+    hint = "Rename or remove them, or exclude them under 'ignore' in .dsgconfig.yml."
     if any(p.normalized for p in ordered):
         hint += " `dsg sync --normalize` renames those that are only in another Unicode normal form."
     return PathsRefusedError(

@@ -270,7 +270,7 @@ class Walk:
         if not same:
             raise LocalChangedError(
                 f"the folder '{escape(path)}' was moved while the working folder was being read",
-                hint="Nothing was synced. Run the command again when no program is writing there.",
+                hint="Run the command again when no program is writing there.",
                 facts={"changed": [{"path": path, "reason": "moved"}]},
             )
         level.folder = folder

@@ -59,7 +59,7 @@ async def ask_head(repo: RemoteRepo, cache: Cache | None, shown: str) -> Head:
         raise WrongRepositoryError(
             f"{shown} does not know snapshot s{cache.seq}, which this folder was last in step with; "
             f"its newest is s{record.seq}",
-            hint="The repository was restored from an older copy or made anew. Nothing was changed. If that "
+            hint="The repository was restored from an older copy or made anew. If that "
             "was meant to be: take a fresh copy with 'dsg clone' beside this one, and carry over what is "
             "missing.",
             facts={"seq": cache.seq, "record": cache.record, "head": record.seq},
