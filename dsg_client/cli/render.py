@@ -76,7 +76,8 @@ class Output:
             return error.exit_status
         self._clear()
         lines = [self._paint("dsg: ", "31") + _safe(error.message)]
-        lines += ["  " + line for line in _safe(error.hint).splitlines()]
+        hint = _safe(error.hint)
+        lines += ["  " + line for line in (hint[:1].upper() + hint[1:]).splitlines()]
         if error.exit_status not in (1, 2, 4) or error.outcome is not Outcome.ABORTED:
             lines.append("  " + _OUTCOMES[error.outcome])
         sys.stderr.write("\n".join(lines) + "\n")

@@ -36,7 +36,7 @@ _FIXED = struct.Struct(">4sHI")
 _DIGEST_BYTES = 32
 _LIMIT = 1 << 33
 _WAY_OUT = (
-    "`dsg recover --rebuild-cache` makes it again from the server and the files here; it changes neither. "
+    "'dsg recover --rebuild-cache' makes it again from the server and the files here; it changes neither. "
     "Until then nothing is synced."
 )
 

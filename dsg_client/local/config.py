@@ -54,7 +54,7 @@ class Config:
             raise ConfigError(
                 "no repository is configured",
                 hint=f"Write 'repository: [user@]host:/path' into {CONFIG_NAME}, "
-                "or run `dsg remote set REMOTE`.",
+                "or run 'dsg remote set REMOTE'.",
             )
         return self.repository
 

@@ -100,6 +100,6 @@ def _plainer(text: str) -> str:
 def _bad_pattern(text: str, reason: str) -> ConfigError:
     return ConfigError(
         f"the ignore pattern '{escape(text)}' is not a gitignore pattern: {reason}",
-        hint="Correct it under 'ignore' in .dsgconfig.yml; `man gitignore` describes the patterns.",
+        hint="Correct it under 'ignore' in .dsgconfig.yml; 'man gitignore' describes the patterns.",
         facts={"pattern": text},
     )

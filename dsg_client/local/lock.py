@@ -120,7 +120,7 @@ def _locked(tree: TreeFS, machine: str) -> LockedError:
         )
     return LockedError(
         f"this folder is in use by {who}",
-        hint="Wait until it ends, or try again later: `dsg sync --retries 5`.",
+        hint="Wait until it ends, or try again later: 'dsg sync --retries 5'.",
         facts={"holder": {k: holder[k] for k in ("user", "host", "pid", "since", "command") if k in holder}},
     )
 

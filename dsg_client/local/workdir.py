@@ -53,7 +53,7 @@ def find_root(start: str | os.PathLike[str] = ".") -> Path:
     raise ConfigError(
         f"no DSG folder here: neither '{escape(str(here))}' nor any folder above it "
         f"has {AREA} or {CONFIG_NAME}",
-        hint="Change into your working folder, or make one: `dsg init REMOTE` or `dsg clone REMOTE`.",
+        hint="Change into your working folder, or make one: 'dsg init REMOTE' or 'dsg clone REMOTE'.",
         facts={"folder": str(here)},
     )
 
@@ -143,7 +143,7 @@ def _refuse_finished(path: Path, tree: TreeFS) -> None:
     if _is_finished(tree):
         raise ConfigError(
             f"'{escape(str(path))}' is a DSG working folder already",
-            hint="`dsg remote` shows which repository it belongs to.",
+            hint="'dsg remote' shows which repository it belongs to.",
             facts={"folder": str(path)},
         )
 
@@ -188,8 +188,8 @@ def _refuse_foreign(path: Path, tree: TreeFS) -> None:
     except FileNotFoundError:
         raise ConfigError(
             f"'{escape(str(path))}' is not a DSG working folder yet: it has no {AREA}",
-            hint="`dsg clone` connects it to the repository that its .dsgconfig.yml names; "
-            "`dsg init REMOTE` makes a new repository.",
+            hint="'dsg clone' connects it to the repository that its .dsgconfig.yml names; "
+            "'dsg init REMOTE' makes a new repository.",
             facts={"folder": str(path)},
         ) from None
     except OSError as error:
@@ -201,7 +201,7 @@ def _refuse_foreign(path: Path, tree: TreeFS) -> None:
     if found.uid != mine and mine != 0:
         raise ConfigError(
             f"'{shown}' belongs to another account (uid {found.uid}; yours is {mine})",
-            hint="Use a working folder of your own: `dsg clone REMOTE FOLDER`.",
+            hint="Use a working folder of your own: 'dsg clone REMOTE FOLDER'.",
             facts={"folder": str(path), "uid": found.uid},
         )
     if found.mode & 0o022:
@@ -233,13 +233,13 @@ def _check_format(tree: TreeFS, path: Path) -> None:
         raise ConfigError(
             f"'{shown}/format' does not say what a working folder's says; it begins "
             f"'{escape(text[:60].decode('utf-8', 'replace'))}'",
-            hint="Move '.dsg' away and `dsg clone` into this folder: files that match are taken over.",
+            hint="Move '.dsg' away and 'dsg clone' into this folder: files that match are taken over.",
             facts={"folder": str(path)},
         ) from None
     if kind == "repository":
         raise ConfigError(
             f"'{escape(str(path))}' is a repository, not a working folder",
-            hint="Do not work inside it: `dsg clone` makes a working folder elsewhere.",
+            hint="Do not work inside it: 'dsg clone' makes a working folder elsewhere.",
             facts={"folder": str(path)},
         )
     if number > FORMAT:

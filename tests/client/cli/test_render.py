@@ -73,7 +73,7 @@ def test_quiet_says_nothing_but_warnings_and_errors(capsys: Captured) -> None:
     output.error(ConflictError("two versions", hint="choose one"))
     said = capsys.readouterr()
     assert said.out == ""
-    assert "careful" in said.err and "two versions" in said.err and "choose one" in said.err
+    assert "careful" in said.err and "two versions" in said.err and "Choose one" in said.err
 
 
 def test_json_is_one_document_with_the_notes(capsys: Captured) -> None:
@@ -110,7 +110,7 @@ def test_json_is_one_document_with_the_notes(capsys: Captured) -> None:
 def test_an_error_tells_the_outcome(error: DsgError, says: str, capsys: Captured) -> None:
     assert Output().error(error) == error.exit_status
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["dsg: m", "  h"]
+    assert lines[:2] == ["dsg: m", "  H"]
     assert says in "".join(lines[2:])
     assert bool(lines[2:]) == bool(says)
 
@@ -121,7 +121,7 @@ def test_what_others_wrote_is_escaped(capsys: Captured) -> None:
     assert said.splitlines()[:4] == [
         "dsg: a \\x1b[2J",
         "    b\\u{202e}".removeprefix("  "),
-        "  c\\x07",
+        "  C\\x07",
         "  d\\xff",
     ]
 
