@@ -302,8 +302,10 @@ class SshHost:
         """Process ids of the agents that :meth:`install_agent`'s launcher started and that still run."""
         found = []
         for note in self.agents.iterdir():
-            if state_of(int(note.name)):
-                found.append(int(note.name))
+            pid = int(note.name)
+            # A number may be another process's by now, perhaps of another test: that began after the note.
+            if state_of(pid) and _began(pid) < note.stat().st_mtime + 1:
+                found.append(pid)
             else:
                 with contextlib.suppress(OSError):  # another account's
                     note.unlink()
@@ -436,6 +438,15 @@ def _command_line(pid: int) -> str:
     return subprocess.run(
         ["ps", "-o", "args=", "-p", str(pid)], check=False, capture_output=True, text=True
     ).stdout
+
+
+def _began(pid: int) -> float:
+    """When a process began, in seconds as of ``time.time``; 0 where that is not known."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def state_of(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -146,3 +147,17 @@ def test_the_proxy_counts_delays_freezes_and_cuts() -> None:
         again.settimeout(5)
         again.sendall(b"w")
         assert again.recv(1) == b"w"
+
+
+def test_another_process_with_an_agents_number_is_no_agent() -> None:
+    with ssh_host() as host:
+        for age, agent in ((0, True), (60, False)):
+            with subprocess.Popen(["sleep", "60"]) as other:
+                note = host.agents / str(other.pid)
+                note.touch()
+                began = time.time() - age
+                os.utime(note, (began, began))
+                assert host.running_agents() == ([other.pid] if agent else [])
+                other.kill()
+        assert not host.running_agents()
+        assert not list(host.agents.iterdir())
