@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
+from dsg_client.cli.common import common_options, connection_options, exit_statuses, import_aside, run
 from dsg_client.cli.render import Output, bytes_text, plural
 
 
@@ -40,18 +42,24 @@ def command(
       dsg clone server:/srv/dsg/survey ~/projects/survey
       git clone ... && cd survey && dsg clone
     """
-    from dsg_client.sync.setup import clone
+    from dsg_client.sync.target import clone_target
 
-    made = run(
-        clone(
-            remote,
-            directory,
-            transport=transport,
-            agent_command=agent_command,
-            accept_new_host_key=accept_new_host_key,
-            emit=output.on_event,
-        )
+    target = clone_target(
+        remote,
+        directory,
+        transport=transport,
+        agent_command=agent_command,
+        accept_new_host_key=accept_new_host_key,
     )
+
+    async def main() -> Any:
+        async with target.link.connecting():
+            await import_aside("dsg_client.sync.clone")
+            from dsg_client.sync.clone import clone
+
+            return await clone(target, output.on_event)
+
+    made = run(main())
     output.finish_progress()
     output.result(made.fields())
     output.log(remote=made.remote, repo_id=made.repo_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dsg_client.local.config import read_yaml
@@ -16,6 +16,9 @@ from protocol.paths import escape
 __all__ = ["add_to_gitignore", "set_repository", "write_config"]
 
 
+_NOTHING: Mapping[str, str] = {}
+
+
 def write_config(
     root: Path,
     *,
@@ -23,8 +26,11 @@ def write_config(
     repository: str,
     data_dirs: Sequence[str],
     ignore: Sequence[str] = (),
+    way: Mapping[str, str] = _NOTHING,
 ) -> Path:
     """Write a new ``.dsgconfig.yml`` into ``root``; returns its path.
+
+    ``way``: further settings, of how the server is reached.
 
     ConfigError when there is one already; LocalStorageError when it cannot be
     written, and then there is none.
@@ -42,6 +48,12 @@ def write_config(
         f"ignore: [{', '.join(_quoted(p) for p in ignore)}]",
         "",
     ]
+    if way:
+        lines += [
+            "# How the server is reached.",
+            *(f"{key}: {_quoted(text)}" for key, text in way.items()),
+            "",
+        ]
     path = root / CONFIG_NAME
     if path.exists() or path.is_symlink():
         raise ConfigError(f"'{escape(str(path))}' exists already", facts={"file": str(path)})

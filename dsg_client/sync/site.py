@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,8 @@ class Link:
         self.config = config
         self.accept_new_host_key = accept_new_host_key
         #: Set once all that is needed to connect has been imported: from here on there is time to spare.
-        self.starting = asyncio.Event()
+        self._starting = asyncio.Event()
+        self._early: asyncio.Task[RemoteAgent] | None = None
 
     async def open(self) -> RemoteAgent:
         """Start an agent there. Close it."""
@@ -69,10 +70,10 @@ class Link:
         usual = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH)
         try:
-            agent = await open_link(self.address, settings, self.starting.set)
+            agent = await open_link(self.address, settings, self._starting.set)
         finally:
             sys.setswitchinterval(usual)
-            self.starting.set()
+            self._starting.set()
         found = agent.preamble
         _log.debug(
             "%s: agent %s, protocol %s, features %s",
@@ -84,16 +85,44 @@ class Link:
         return agent
 
     @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        """Begin to connect, and go on meanwhile; the next :meth:`agent` takes the connection up.
+
+        What needs time while it is made belongs into a thread. An error is
+        raised by who takes it up. A connection that nobody took up is closed
+        when the context is left.
+        """
+        self._early = early = asyncio.ensure_future(self.open())
+        # Even a cancelled wait must not leave the connection to itself.
+        try:
+            await self._starting.wait()
+            yield
+        finally:
+            if self._early is not None:
+                self._early = None
+                early.cancel()
+                await asyncio.wait([early])
+                if not early.cancelled() and early.exception() is None:
+                    await early.result().close()
+
+    @asynccontextmanager
     async def agent(self) -> AsyncIterator[RemoteAgent]:
-        """Start an agent there; it is gone when the context is left."""
-        async with await self.open() as agent:
+        """An agent there, started now or already begun; it is gone when the context is left."""
+        early, self._early = self._early, None
+        try:
+            agent = await (early if early is not None else self.open())
+        except asyncio.CancelledError:
+            if early is not None:
+                await asyncio.wait([early])
+            raise
+        async with agent:
             yield agent
 
     @asynccontextmanager
-    async def repository(self) -> AsyncIterator[RemoteRepo]:
-        """Start an agent and open the repository."""
+    async def repository(self, *, mending: bool = False) -> AsyncIterator[RemoteRepo]:
+        """Start an agent and open the repository; see :meth:`RemoteAgent.open_repo`."""
         async with self.agent() as agent:
-            yield await agent.open_repo(self.address.path)
+            yield await agent.open_repo(self.address.path, mending=mending)
 
 
 class Site:
@@ -113,7 +142,6 @@ class Site:
         self.accept_new_host_key = accept_new_host_key
         self.emit = emit
         self.failpoints = failpoints or parse_failpoints(os.environ.get("DSG_FAILPOINTS", ""))
-        self._early: asyncio.Task[RemoteAgent] | None = None
 
     @property
     def root(self) -> Path:
@@ -164,45 +192,18 @@ class Site:
 
     # The way to the server.
 
+    @cached_property
     def link(self) -> Link:
         """The way to the server."""
         return Link(self.address, self.config, accept_new_host_key=self.accept_new_host_key)
 
-    @asynccontextmanager
-    async def connecting(self) -> AsyncIterator[None]:
-        """Begin to connect, and go on meanwhile; the next ``connect`` takes it up.
+    def connecting(self) -> AbstractAsyncContextManager[None]:
+        """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`."""
+        return self.link.connecting()
 
-        What needs time while the connection is made belongs into a thread.
-
-        An error of the connection is raised by ``connect``. A connection that
-        nobody took up is closed when the context is left.
-        """
-        link = self.link()
-        self._early = early = asyncio.ensure_future(link.open())
-        # Even a cancelled wait must not leave the connection to itself.
-        try:
-            await link.starting.wait()
-            yield
-        finally:
-            if self._early is not None:
-                self._early = None
-                early.cancel()
-                await asyncio.wait([early])
-                if not early.cancelled() and early.exception() is None:
-                    await early.result().close()
-
-    @asynccontextmanager
-    async def connect(self, *, mending: bool = False) -> AsyncIterator[RemoteRepo]:
-        """The repository, on a new connection or the one begun; see :meth:`RemoteAgent.open_repo`."""
-        early, self._early = self._early, None
-        try:
-            agent = await (early if early is not None else self.link().open())
-        except asyncio.CancelledError:
-            if early is not None:
-                await asyncio.wait([early])
-            raise
-        async with agent:
-            yield await agent.open_repo(self.address.path, mending=mending)
+    def connect(self, *, mending: bool = False) -> AbstractAsyncContextManager[RemoteRepo]:
+        """The repository, on a new connection or the one begun; see :meth:`Link.repository`."""
+        return self.link.repository(mending=mending)
 
     # L and C.
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dsg_client.sync.clone import clone
 from dsg_client.sync.events import ignore
-from dsg_client.sync.setup import clone, init
+from dsg_client.sync.setup import init
 from dsg_client.sync.site import Site, open_site
+from dsg_client.sync.target import clone_target
 
 
 class Ground:
@@ -43,14 +45,7 @@ class Ground:
 
     async def clone(self, name: str) -> Site:
         """A person who clones it."""
-        await clone(
-            str(self.remote),
-            str(self.folder / name),
-            transport=None,
-            agent_command=None,
-            accept_new_host_key=False,
-            emit=ignore,
-        )
+        await clone(clone_target(str(self.remote), str(self.folder / name)), ignore)
         return self.site(name)
 
     def site(self, name: str) -> Site:

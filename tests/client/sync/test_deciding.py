@@ -47,7 +47,7 @@ class Lines:
 
 
 async def head(site: Site) -> SnapshotRecord:
-    async with site.link().repository() as repo:
+    async with site.link.repository() as repo:
         return SnapshotRecord.from_bytes(repo.opened.head)
 
 
