@@ -42,7 +42,8 @@ class Findings:
 
     def failed(self, path: str, error: OSError) -> None:
         """The system refused to read ``path``, or the path is not what it was listed as."""
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        # EINVAL: what was a link is none any more when its target is read.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
             self.changed.append((path, "vanished or became something else"))
         else:
             self.unreadable_paths.append((path, error.strerror or os.strerror(error.errno or errno.EIO)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from dsg_remote_agent.lock import Held, read_holder, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
@@ -33,11 +34,10 @@ MAX_SETTINGS_BYTES = 4 * MAX_SETTINGS
 
 
 class _Look(Value):
-    """A comparison of the tree with the head, and the file system's time before it."""
+    """A comparison of the tree with the head."""
 
     head: str
     manifest: Manifest
-    clock_ns: int
     seen: Seen
 
 
@@ -114,8 +114,8 @@ class DirectoryRepository:
         manifest = self._place.manifest(head, head.seq)
         index = self._place.index(head, manifest)
         notice("examining")
-        clock_ns = file_clock(tree)
-        return _Look(head.digest, manifest, clock_ns, examine(tree, manifest, index, note=notice))
+        seen = examine(tree, manifest, index, note=notice, clock=partial(file_clock, tree))
+        return _Look(head.digest, manifest, seen)
 
     def recover(self, claim: Claim) -> list[str]:
         with self._locked(claim):
@@ -141,12 +141,15 @@ class DirectoryRepository:
             if look is None or look.head != head.digest or notes:
                 look = self._look(head, notice)
             seen = look.seen
-            if seen.hashed:
-                seen.index.settled(place.tree, look.clock_ns).save(place.tree, head.digest)
+            clock_ns = seen.clock_ns
+            if clock_ns is None:
+                clock_ns = file_clock(place.tree)
+            else:
+                seen.index.settled(place.tree, clock_ns).save(place.tree, head.digest)
             if (seen.outside.modified or seen.outside.deleted) and not adopt:
                 raise _outside_error(place, seen.outside)
             transaction = DirectoryTransaction(
-                place, held, head, look.manifest, seen.index, look.clock_ns, seen.outside, notes, notice
+                place, held, head, look.manifest, seen.index, clock_ns, seen.outside, notes, notice
             )
             place.failpoints.reach(Step.REMOTE_BEGUN)
         except BaseException:

@@ -14,6 +14,7 @@ from protocol.digest import hasher
 from protocol.manifest import FILE, LINK, Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.paths import escape, sort_key
+from protocol.tree.folders import look
 from protocol.tree.fs import Kind, Stat, TreeFS
 from protocol.value import Value
 
@@ -59,11 +60,14 @@ def _names_in(tree: TreeFS, folder: str) -> Iterator[tuple[str, Stat]]:
 
 
 class Seen(Value):
-    """The outcome of one examination: what differs, and the index as it is now known."""
+    """The outcome of one examination: what differs, and the index as it is now known.
+
+    ``clock_ns``: the file system's time before the first file was read (None: none had to be).
+    """
 
     outside: OutsideChanges
     index: StatIndex
-    hashed: int  # files that had to be read
+    clock_ns: int | None
 
 
 @define
@@ -113,6 +117,7 @@ def examine(
     index: StatIndex,
     *,
     note: Callable[[str], None],
+    clock: Callable[[], int] = lambda: 0,
     passed_over: Callable[[str], bool] = lambda _: False,
     skip: int = 0,
 ) -> Seen:
@@ -120,13 +125,13 @@ def examine(
 
     A path whose stat fits its index row is not read. Any other is hashed, and
     its row refreshed when the content is still the manifest's. ``passed_over``
-    tells the paths that a running apply is about to change. ``note`` is called
-    when reading begins, which may take long. The first ``skip`` added paths are
+    tells the paths that a running apply is about to change. ``note`` and ``clock``
+    are called when reading begins, which may take long. The first ``skip`` added paths are
     not told: a client that has them goes on from there.
     """
     found = _Found(skip)
     news: dict[int, IndexRow] = {}
-    hashed = 0
+    clock_ns: int | None = None
     live = chain(live_paths(tree), [None])
     here = next(live)
     for at, (entry, row) in enumerate(zip(manifest, index.numbers(), strict=True)):
@@ -149,9 +154,11 @@ def examine(
         if passed_over(path):
             news[at] = UNKNOWN
             continue
-        if not hashed:
+        if clock_ns is None:
             note("hashing")
-        hashed += 1
+            clock_ns = clock()
+        # It was listed before the file was asked for, perhaps before the clock was.
+        stat = look(tree, path) or stat
         if version_of(tree, path, stat, manifest.algorithm, entry) == entry.version:
             news[at] = row_of(stat)
         else:
@@ -160,7 +167,7 @@ def examine(
     while here is not None:
         _note_added(found, here, passed_over)
         here = next(live)
-    return Seen(found.outside(), index.replaced(news), hashed)
+    return Seen(found.outside(), index.replaced(news), clock_ns)
 
 
 def _note_added(found: _Found, here: tuple[str, Stat], passed_over: Callable[[str], bool]) -> None:

@@ -20,6 +20,7 @@ from protocol.messages import Committed, OutsideChanges
 from protocol.transaction import Step
 from tests.agent.client import merged, sha, tree_of
 from tests.agent.storage.ground import CallAt, Ground
+from tests.e2e.oracle import photograph
 
 FILES = {"a": b"one", "d/b": b"two", "d/c": b"three", "z": b"last"}
 
@@ -354,6 +355,12 @@ def test_a_begin_takes_over_the_look_before_it(filled: Ground, monkeypatch: pyte
     with pytest.raises(OutsideChangeError, match="changed: a"):
         filled.begin(repository)
     assert len(looks) == 3
+
+
+def test_a_look_that_finds_nothing_writes_nothing(filled: Ground) -> None:
+    before = photograph(filled.folder)
+    filled.open().examine(lambda _: None)
+    assert photograph(filled.folder) == before
 
 
 def test_a_look_at_an_older_head_is_not_used(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
