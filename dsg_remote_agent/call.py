@@ -94,6 +94,10 @@ class Call:
         """The algorithm for the answer's body."""
         return self.session.compression
 
+    def check(self) -> None:
+        """Raise Gone or Cancelled when nobody waits for the answer any more."""
+        self.session.check(self)
+
     def wait_sent(self) -> None:
         """Wait, for a while, until all that was answered so far has left this process."""
         self.session.wait_sent()

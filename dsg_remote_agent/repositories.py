@@ -144,7 +144,7 @@ def get_records(agent: Agent, call: Call, request: GetRecords) -> None:
 
 @answers(Examine)
 def examine_tree(agent: Agent, call: Call, request: Examine) -> None:
-    agent.repository(request.repo).repository.examine(agent.notice)
+    agent.repository(request.repo).repository.examine(call.check)
     call.respond(to_wire(Nothing()))
 
 

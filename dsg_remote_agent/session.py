@@ -319,9 +319,9 @@ class Session:
         """The next piece of a request's body; waits for it."""
         with self._lock:
             while not call.inbox:
-                self._check(call)
+                self.check(call)
                 self._moved.wait()
-            self._check(call)
+            self.check(call)
             return call.inbox.popleft()
 
     def give_back(self, event: DataReceived) -> None:
@@ -331,7 +331,8 @@ class Session:
             self._conn.consumed(event)
             self._to_send.notify_all()
 
-    def _check(self, call: Call) -> None:
+    def check(self, call: Call) -> None:
+        """Raise Gone or Cancelled when nobody waits for the call's answer any more."""
         if self._closing or self._sink_broken:
             raise Gone
         if call.cancelled:
@@ -348,7 +349,7 @@ class Session:
         """Send a piece of a body when there is credit and the queue is not full."""
         with self._lock:
             while True:
-                self._check(call)
+                self.check(call)
                 room = self._conn.can_send(call.stream)
                 if room is None:
                     raise Gone

@@ -44,15 +44,14 @@ def command(
     """
     from dsg_client.sync.target import clone_target
 
-    target = clone_target(
-        remote,
-        directory,
-        transport=transport,
-        agent_command=agent_command,
-        accept_new_host_key=accept_new_host_key,
-    )
-
     async def main() -> Any:
+        target = clone_target(
+            remote,
+            directory,
+            transport=transport,
+            agent_command=agent_command,
+            accept_new_host_key=accept_new_host_key,
+        )
         async with target.link.connecting():
             await import_aside("dsg_client.sync.clone")
             from dsg_client.sync.clone import clone

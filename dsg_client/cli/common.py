@@ -16,7 +16,7 @@ import click
 from dsg_client.cli.render import Output, show_connection
 from protocol.errors import ConfigError, DsgError, InterruptedSyncError
 
-__all__ = ["common_options", "connection_options", "exit_statuses", "run"]
+__all__ = ["common_options", "connection_options", "exit_statuses", "import_aside", "run"]
 
 T = TypeVar("T")
 

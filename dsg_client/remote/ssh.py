@@ -352,9 +352,8 @@ def _receive_in_pieces(connection: asyncssh.SSHClientConnection) -> None:
     data_received = connection.data_received
 
     def receive(data: bytes, datatype: int | None = None) -> None:
-        view = memoryview(data)
         for at in range(0, len(data), PIECE):
-            data_received(view[at : at + PIECE], datatype)  # type: ignore[arg-type]  # it is put to bytes
+            data_received(data[at : at + PIECE], datatype)
 
     connection.data_received = receive  # type: ignore[method-assign]
 

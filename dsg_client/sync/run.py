@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -88,12 +89,14 @@ async def sync(site: Site, options: SyncOptions, emit: Emit) -> SyncResult:
             if isinstance(error, HeadMovedError) and replans < _REPLANS:
                 replans += 1
                 emit(Note(f"{error.message}; planning again"))
+                gc.collect()  # its frames hold L, R and the plan in cycles
                 continue
             if failed >= options.retries:
                 raise
             wait = min(2.0**failed, _LONGEST_WAIT)
             failed += 1
             emit(Attempt(failed + 1, error.message, wait))
+            gc.collect()
             await asyncio.sleep(wait)
 
 
@@ -112,6 +115,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
         scan = site.scan(cache.manifest.algorithm)
 
         differs = asyncio.Event()
+        ahead: list[asyncio.Future[None]] = []
 
         async def ask() -> tuple[RemoteRepo, Head]:
             repo = await stack.enter_async_context(site.connect())
@@ -122,7 +126,8 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
                 await differs.wait()
                 if scan.differs:
                     # Something will be sent, it seems: the server looks at its tree while we look at ours.
-                    stack.enter_context(beside(repo.examine()))
+                    ahead.append(asyncio.ensure_future(repo.examine()))
+                    stack.callback(_let_go, ahead)
             return repo, head
 
         looking = look_at_local(site, scan, cache.manifest.algorithm, differs)
@@ -139,6 +144,8 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             head.record.seq + 1,
             options.prefer,
         )
+        if plan.conflicts or not plan.changes_remote:
+            _let_go(ahead)
         announce_rules(cache, site.scope, plan, site.emit)
         refuse_conflicts(plan, await records_since(repo, cache, head, plan))
         refuse_mass_delete(plan, local, site.scope, options.allow_mass_delete)
@@ -165,15 +172,12 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
         return await _carry_out(site, repo, cache, head, local, plan, options)
 
 
-@contextmanager
-def beside(work: Coroutine[Any, Any, object]) -> Iterator[None]:
-    """Have ``work`` done meanwhile; nobody waits for it, and its failure is nobody's."""
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        yield
-    finally:
+def _let_go(tasks: list[asyncio.Future[None]]) -> None:
+    """Have done with work that nobody waits for; its failure is nobody's."""
+    for task in tasks:
         task.cancel()
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    tasks.clear()
 
 
 async def _carry_out(

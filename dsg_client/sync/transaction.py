@@ -53,6 +53,11 @@ from protocol.value import Value
 __all__ = ["Base", "Done", "Transaction"]
 
 
+# Files that nobody synced, of which one that matters is looked for. Such a file is never lost: what is put in
+# its place moves it to safety.
+_MOST_STRAYS = 5000
+
+
 class Base(Value):
     """What the plan stands on: the head and the whole manifest of R, and C as it was in scope."""
 
@@ -149,9 +154,9 @@ class Transaction:
             if not self._accept_outside(outside):
                 raise outside_error(_in_scope(outside, site.scope.in_scope))
             seen += len(outside.added)
-            if not (outside.more and outside.added):
+            if not (outside.more and outside.added) or seen >= _MOST_STRAYS:
                 break
-            # The server tells of so many in one answer.
+            # An answer tells of a thousand, and each takes a walk over the whole tree.
             outside = await self._repo.outside(seen)
         need = self._plan.upload_bytes
         if need > begun.free:

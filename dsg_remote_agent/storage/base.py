@@ -215,8 +215,11 @@ class Repository(Protocol):
         """A reader of snapshot ``seq``, or of the head."""
         ...
 
-    def examine(self, notice: Notice) -> None:
-        """Do beforehand, without the lock, what :meth:`begin` would spend its time on."""
+    def examine(self, tick: Callable[[], None]) -> None:
+        """Do beforehand, without the lock, what :meth:`begin` would spend its time on.
+
+        ``tick`` is called now and then, and may raise.
+        """
         ...
 
     def find_outside(self, notice: Notice, skip: int = 0) -> OutsideChanges: ...

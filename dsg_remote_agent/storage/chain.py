@@ -194,11 +194,7 @@ class Chain(Value):
 
         Without ``durable`` a crash of the machine may bring back what was there before.
         """
-        raw = record.to_bytes()
-        try:
-            if self.tree.read_bytes(record_path(record.seq), MAX_RECORD_BYTES) != raw:
-                raise FileNotFoundError
-        except FileNotFoundError:
-            self.tree.make_folders(RECORDS)
-            replace_bytes(self.tree, record_path(record.seq), raw, durable=durable)
+        self.tree.make_folders(RECORDS)
+        # Also when it is there: who put it there may not have lived to flush it.
+        replace_bytes(self.tree, record_path(record.seq), record.to_bytes(), durable=durable)
         replace_bytes(self.tree, HEAD, head_bytes(record, record.digest), durable=durable)

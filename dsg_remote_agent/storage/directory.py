@@ -33,6 +33,10 @@ MAX_SETTINGS = 16_000  # characters, as in the message that brought it
 MAX_SETTINGS_BYTES = 4 * MAX_SETTINGS
 
 
+class _MustReadError(Exception):
+    """A look that was to be by stat alone met a file that must be read."""
+
+
 class _Look(Value):
     """A comparison of the tree with the head."""
 
@@ -104,10 +108,25 @@ class DirectoryRepository:
                 return seen.outside
         raise LockedError(f"{place.shown} is being written to by others all the time", hint="try again later")
 
-    def examine(self, notice: Notice) -> None:
-        head = self._place.chain.head()
-        if not head.unapplied:
-            self._ahead = self._look(head, notice)
+    def examine(self, tick: Callable[[], None]) -> None:
+        """Only by stat: what must be read is read under the lock, where nobody else does the same."""
+        self._ahead = None
+        place = self._place
+        head = place.chain.head()
+        manifest = place.manifest(head, head.seq)
+        index = place.index(head, manifest)
+        # Otherwise the index may be the next snapshot's already, and tell nothing of this one.
+        if head.unapplied or place.chain.head().digest != head.digest:
+            return
+
+        def give_up() -> int:
+            raise _MustReadError
+
+        try:
+            seen = examine(place.tree, manifest, index, note=lambda _: None, clock=give_up, tick=tick)
+        except _MustReadError:
+            return
+        self._ahead = _Look(head.digest, manifest, seen)
 
     def _look(self, head: Head, notice: Notice) -> _Look:
         tree = self._place.tree

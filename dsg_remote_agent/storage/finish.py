@@ -32,6 +32,8 @@ from protocol.tree.fs import TreeFS
 __all__ = ["carry_out", "record_of", "settle"]
 
 _LONGEST_PROBE = 600  # seconds
+# A clock that ticks more rarely cannot tell an edit soon after: what was placed is read at the next look.
+_FINE_NS = 25_000_000
 _NO_ROWS: Mapping[str, IndexRow] = {}
 
 
@@ -113,8 +115,11 @@ def carry_out(
     if base is not None:
         # As they looked right after they were placed. An edit within the same tick of the clock, at the same
         # size and with the mtime put back, is the one that this does not tell.
-        placed = {path: row_of(stat) for path, stat in applied.stats}
-        _save_index(place, record, base, {**placed, **adopted})
+        rows = {}
+        if tree.capabilities.time_grain_ns <= _FINE_NS:
+            rows = {path: row_of(stat) for path, stat in applied.stats}
+        rows.update(adopted)
+        _save_index(place, record, base, rows)
     lost = [f"the new content of {escape(held.path)} was gone: {held.reason}" for held in applied.held]
     return lost + [
         f"{escape(path)} on the server had been changed outside DSG meanwhile; it was kept as {escape(where)}"

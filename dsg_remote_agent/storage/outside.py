@@ -23,6 +23,7 @@ __all__ = ["Seen", "describe", "examine", "is_ours", "live_paths"]
 READ_BYTES = 1 << 20
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
 _KINDS = (Kind.FILE, Kind.LINK)
+_TICK = 1024  # entries
 _LONGEST = 16_000  # characters; what is longer is counted only
 
 
@@ -118,6 +119,7 @@ def examine(
     *,
     note: Callable[[str], None],
     clock: Callable[[], int] = lambda: 0,
+    tick: Callable[[], None] = lambda: None,
     passed_over: Callable[[str], bool] = lambda _: False,
     skip: int = 0,
 ) -> Seen:
@@ -126,16 +128,19 @@ def examine(
     A path whose stat fits its index row is not read. Any other is hashed, and
     its row refreshed when the content is still the manifest's. ``passed_over``
     tells the paths that a running apply is about to change. ``note`` and ``clock``
-    are called when reading begins, which may take long. The first ``skip`` added paths are
+    are called when reading begins, which may take long; ``tick`` now and then:
+    any of them may raise. The first ``skip`` added paths are
     not told: a client that has them goes on from there.
     """
     found = _Found(skip)
-    news: dict[int, IndexRow] = {}
+    fresh: StatIndex | None = None  # made when it differs
     clock_ns: int | None = None
     live = chain(live_paths(tree), [None])
     here = next(live)
     for at, (entry, row) in enumerate(zip(manifest, index.numbers(), strict=True)):
         path = entry[0]
+        if not at % _TICK:
+            tick()
         if here is not None and here[0] != path:
             key = sort_key(path)
             while here is not None and sort_key(here[0]) < key:
@@ -144,15 +149,17 @@ def examine(
         if here is None or here[0] != path:
             if not passed_over(path):
                 found.note(found.deleted, path)
-            news[at] = UNKNOWN
+            fresh = fresh or index.copy()
+            fresh.put(at, UNKNOWN)
             continue
         stat = here[1]
         here = next(live)
         # Nearly every path passes here and is done with.
         if row[1] and row == (stat[2], stat[3], stat[4], stat[1]) and stat[0] in _KINDS:
             continue
+        fresh = fresh or index.copy()
         if passed_over(path):
-            news[at] = UNKNOWN
+            fresh.put(at, UNKNOWN)
             continue
         if clock_ns is None:
             note("hashing")
@@ -160,14 +167,14 @@ def examine(
         # It was listed before the file was asked for, perhaps before the clock was.
         stat = look(tree, path) or stat
         if version_of(tree, path, stat, manifest.algorithm, entry) == entry.version:
-            news[at] = row_of(stat)
+            fresh.put(at, row_of(stat))
         else:
             found.note(found.modified, path)
-            news[at] = UNKNOWN
+            fresh.put(at, UNKNOWN)
     while here is not None:
         _note_added(found, here, passed_over)
         here = next(live)
-    return Seen(found.outside(), index.replaced(news), clock_ns)
+    return Seen(found.outside(), fresh or index, clock_ns)
 
 
 def _note_added(found: _Found, here: tuple[str, Stat], passed_over: Callable[[str], bool]) -> None:

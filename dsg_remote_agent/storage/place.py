@@ -10,6 +10,7 @@ from dsg_remote_agent.storage.chain import Chain, Head
 from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path, stands
 from dsg_remote_agent.storage.manifests import damaged, inflate_blocks, read_blocks
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex
+from protocol.errors import IntegrityError
 from protocol.manifest import Manifest
 from protocol.paths import sort_key
 from protocol.records import SnapshotRecord
@@ -78,7 +79,10 @@ class Place:
         if found is not None and found[0] == head.digest and len(found[1]) == len(manifest):
             return found[1]
         if found is not None and found[0] == head.record.parent:
-            base = self.manifest(head, head.seq - 1)
+            try:
+                base = self.manifest(head, head.seq - 1)
+            except (IntegrityError, OSError):
+                return StatIndex.unknown(len(manifest))
             if len(base) == len(found[1]):
                 return next_index(base, found[1], manifest, head.seq, {})
         return StatIndex.unknown(len(manifest))

@@ -12,7 +12,7 @@ import os
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgpack
@@ -98,14 +98,13 @@ class StatIndex:
         """Add the row of the next entry."""
         self._rows += _ROW.pack(*row)
 
-    def replaced(self, rows: Mapping[int, IndexRow]) -> StatIndex:
-        """This index with other rows at some places; itself when there are none."""
-        if not rows:
-            return self
-        made = StatIndex(self._rows)
-        for at, row in rows.items():
-            _ROW.pack_into(made._rows, at * _ROW.size, *row)
-        return made
+    def copy(self) -> StatIndex:
+        """The same rows, to be changed by :meth:`put`."""
+        return StatIndex(self._rows)
+
+    def put(self, at: int, row: IndexRow) -> None:
+        """Another row for the entry number ``at``."""
+        _ROW.pack_into(self._rows, at * _ROW.size, *row)
 
     def settled(self, tree: TreeFS, looked_ns: int) -> StatIndex:
         """The rows, unknown where the path was changed in the tick of the clock in which it was looked at.
@@ -114,13 +113,16 @@ class StatIndex:
         in the same tick could not be told from what was seen.
         """
         safe_before = settled_before(tree, looked_ns)
-        return self.replaced({at: UNKNOWN for at, row in enumerate(self.numbers()) if row[1] >= safe_before})
+        made = self.copy()
+        for at, row in enumerate(self.numbers()):
+            if row[1] >= safe_before:
+                made.put(at, UNKNOWN)
+        return made
 
     def save(self, tree: TreeFS, record: str) -> None:
         """Write the index, settled, of the snapshot with this record digest; needs the lock.
 
-        A failure leaves the old index, which names another snapshot and is
-        then not used.
+        A failure leaves the old index, which names the snapshot that it is of.
         """
         tree.make_folders(TMP)
         beside = f"{TMP}/index"

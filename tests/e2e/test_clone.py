@@ -240,6 +240,11 @@ def test_a_working_folder_is_no_repository(world: NearWorld, bob: Client) -> Non
     assert not bob.path("copy").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_no_bug(world: NearWorld, bob: Client) -> None:
+    ended = bob.dsg("clone", world.address, "x" * 300)
+    assert ended.status == 10 and "too long" in ended.err, ended
+
+
 def test_a_bare_clone_needs_a_configuration(bob: Client) -> None:
     ended = bob.dsg("clone")
     assert ended.status == 2

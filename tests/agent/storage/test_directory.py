@@ -290,6 +290,14 @@ def test_the_order_of_flushes(filled: Ground) -> None:
     assert log[gone + 1] == "flush .dsg"
 
 
+def test_a_record_that_is_there_is_written_again(filled: Ground) -> None:
+    """Who put it there may have died before it was flushed, and only what this process did is."""
+    tree = CountingTree(os.open(filled.folder, os.O_RDONLY | os.O_DIRECTORY))
+    repository = filled.open(tree)
+    repository._place.chain.publish(repository.head()[1], durable=False)
+    assert "move .dsg/records/00000001" in tree.log
+
+
 class FailingTree(CountingTree):
     """A tree on which one kind of call fails from some moment on."""
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from dsg_remote_agent.call import Gone
 from dsg_remote_agent.dispatch import few
 from dsg_remote_agent.storage import directory as directory_module
 from dsg_remote_agent.storage import outside as outside_module
 from dsg_remote_agent.storage.directory import DirectoryRepository
-from dsg_remote_agent.storage.layout import INDEX
+from dsg_remote_agent.storage.layout import INDEX, manifest_path, record_path
 from protocol.errors import OutsideChangeError, PathsRefusedError
 from protocol.manifest import FILE, LINK, Entry
 from protocol.messages import Committed, OutsideChanges
@@ -345,27 +346,38 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_begin_takes_over_the_look_before_it(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = count_looks(monkeypatch)
     repository = filled.open()
-    repository.examine(lambda _: None)
+    repository.examine(lambda: None)
     filled.begin(repository).abort()
     assert len(looks) == 1
     filled.begin(repository).abort()
     assert len(looks) == 2, "it is good for one begin only"
     (filled.folder / "a").write_bytes(b"edited")
-    repository.examine(lambda _: None)
+    repository.examine(lambda: None)
     with pytest.raises(OutsideChangeError, match="changed: a"):
         filled.begin(repository)
-    assert len(looks) == 3
+    assert len(looks) == 4, "a look ahead reads nothing: what differs is for the begin to find"
 
 
-def test_a_look_that_finds_nothing_writes_nothing(filled: Ground) -> None:
-    before = photograph(filled.folder)
-    filled.open().examine(lambda _: None)
-    assert photograph(filled.folder) == before
+def test_a_look_ahead_neither_reads_nor_writes(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = count_reads(monkeypatch)
+    for _ in range(2):
+        before = photograph(filled.folder)
+        filled.open().examine(lambda: None)
+        assert photograph(filled.folder) == before and read == []
+        (filled.folder / "a").touch()
+
+
+def test_a_look_ahead_ends_when_nobody_waits_for_it(filled: Ground) -> None:
+    def tick() -> None:
+        raise Gone
+
+    with pytest.raises(Gone):
+        filled.open().examine(tick)
 
 
 def test_a_look_at_an_older_head_is_not_used(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = filled.open()
-    repository.examine(lambda _: None)
+    repository.examine(lambda: None)
     filled.sync({"a": b"another"})
     looks = count_looks(monkeypatch)
     filled.begin(repository).abort()
@@ -375,7 +387,7 @@ def test_a_look_at_an_older_head_is_not_used(filled: Ground, monkeypatch: pytest
 @pytest.mark.parametrize(("path", "noticed"), [("a", "by the commit"), ("z", "by the next begin")])
 def test_what_changes_after_the_look(filled: Ground, path: str, noticed: str) -> None:
     repository = filled.open()
-    repository.examine(lambda _: None)
+    repository.examine(lambda: None)
     (filled.folder / path).write_bytes(b"edited after the look")
     transaction, record = filled.prepare(repository, {"a": b"new"})
     if noticed == "by the commit":
@@ -403,3 +415,15 @@ def test_the_index_of_the_snapshot_before_still_counts(
     read.clear()
     filled.begin(filled.open()).abort()
     assert read == []
+
+
+def test_an_index_whose_snapshot_is_damaged_is_no_index(filled: Ground) -> None:
+    """It is a cache: everything is read, and the sync goes on."""
+    before = (filled.folder / INDEX).read_bytes()
+    filled.sync({"a": b"new"})
+    (filled.folder / INDEX).write_bytes(before)
+    (filled.folder / manifest_path(1)).write_bytes(b"damaged")
+    filled.begin(filled.open()).abort()
+    (filled.folder / INDEX).write_bytes(before)
+    (filled.folder / record_path(1)).unlink()
+    filled.begin(filled.open()).abort()
