@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import define, field
-
 from protocol.codec import Buffer
 from protocol.compress import inflate
 from protocol.framing import MAX_PAYLOAD, Flag
@@ -43,20 +41,22 @@ class Service(Protocol):
         ...
 
 
-@define(eq=False)
 class Call:
     """One request as its method sees it."""
 
-    session: Session
-    stream: int
-    method: str
-    params: dict[str, Any]
-    has_body: bool
-    inbox: deque[DataReceived | BodyEnded] = field(factory=deque)
-    cancelled: Cancelled | None = None
-    _ended: bool = False
-    answered: bool = False
-    changed: bool = False  # the body ended, and its sender found that a file changed
+    def __init__(
+        self, session: Session, stream: int, method: str, params: dict[str, Any], has_body: bool
+    ) -> None:
+        self.session = session
+        self.stream = stream
+        self.method = method
+        self.params = params
+        self.has_body = has_body
+        self.inbox: deque[DataReceived | BodyEnded] = deque()
+        self.cancelled: Cancelled | None = None
+        self.answered = False
+        self.changed = False  # the body ended, and its sender found that a file changed
+        self._ended = False
 
     def payloads(self) -> Iterator[Buffer]:
         """The pieces of the request's body, inflated; each is given back when the next is asked for.

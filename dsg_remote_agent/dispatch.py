@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from attrs import define, field
 
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.roots import Roots
@@ -45,28 +42,28 @@ class Policy(Value):
     roots: Roots
 
 
-@define(eq=False)
 class Opened:
     """A repository that the client has opened, and its transaction, if there is one."""
 
-    repository: Repository
-    shown: str
-    transaction: Transaction | None = None
+    def __init__(self, repository: Repository, shown: str) -> None:
+        self.repository = repository
+        self.shown = shown
+        self.transaction: Transaction | None = None
 
 
-@define(eq=False)
 class Agent:
     """Answers the requests of one session; see :class:`dsg_remote_agent.call.Service`.
 
     ``open_repository`` and ``make`` give the backends; tests hand in others.
     """
 
-    policy: Policy
-    now: Callable[[], int]
-    failpoints: Failpoints
-    machine: str
-    opened: dict[int, Opened] = field(factory=dict)
-    _running: Call | None = None
+    def __init__(self, policy: Policy, now: Callable[[], int], failpoints: Failpoints, machine: str) -> None:
+        self.policy = policy
+        self.now = now
+        self.failpoints = failpoints
+        self.machine = machine
+        self.opened: dict[int, Opened] = {}
+        self._running: Call | None = None
 
     def answer(self, call: Call) -> None:
         request = parse_request(call.method, dict(call.params), call.has_body)
@@ -127,7 +124,7 @@ class Agent:
 
     def claim(self, txid: str, user: str, host: str) -> Claim:
         """A claim on a lock in the name of a client's user."""
-        return Claim(txid, user, host, account(), socket.gethostname(), os.getpid())
+        return Claim(txid, user, host, account(), os.uname().nodename, os.getpid())
 
 
 def few(notes: Sequence[str]) -> tuple[str, ...]:

@@ -16,13 +16,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import asdict, evolve, frozen
-
 from dsg_remote_agent.storage.base import Claim
 from dsg_remote_agent.storage.layout import LOCK, LOCK_HOLDER, replace_bytes
 from protocol.errors import IntegrityError, LockedError
 from protocol.paths import escape
 from protocol.tree.fs import Lock, TreeFS
+from protocol.value import Value
 
 __all__ = ["Held", "read_holder", "take"]
 
@@ -31,8 +30,7 @@ _NOTE_DELAY_S = 0.02
 _NOTE_TRIES = 25
 
 
-@frozen
-class Held:
+class Held(Value):
     """The lock, held until :meth:`release` or the end of the process."""
 
     tree: TreeFS
@@ -67,9 +65,9 @@ def take(tree: TreeFS, claim: Claim, shown: str, now: Callable[[], int]) -> Held
         ) from None
     if lock is None:
         raise _locked(tree, shown)
-    held = Held(tree, lock, evolve(claim, since=now()))
+    held = Held(tree, lock, claim.but(since=now()))
     try:
-        replace_bytes(tree, LOCK_HOLDER, json.dumps(asdict(held.claim)).encode() + b"\n", durable=False)
+        replace_bytes(tree, LOCK_HOLDER, json.dumps(held.claim.to_map()).encode() + b"\n", durable=False)
     except OSError as error:
         # A full disk must not keep anybody from recovering what filled it; the note is only for messages.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -110,5 +108,5 @@ def _locked(tree: TreeFS, shown: str) -> LockedError:
         f"{shown} is locked by {who} (from {escape(holder.host)}, account {escape(holder.account)}, "
         f"process {holder.pid} on {escape(holder.server)}) since {since}",
         hint=hint,
-        facts={"path": shown, **asdict(holder)},
+        facts={"path": shown, **holder.to_map()},
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import frozen
-
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers, few
 from dsg_remote_agent.doctor import examine_server
@@ -191,7 +189,7 @@ def _contents(reader: SnapshotReader, wanted: Iterator[Wanted]) -> Iterator[byte
     def listed() -> Iterator[Source]:
         for source in reader.sources(wanted):
             current[source.wanted.path] = source.file
-            yield Source(source.wanted.index, source.wanted.path, source.wanted.size)
+            yield Source(source.wanted.number, source.wanted.path, source.wanted.size)
 
     def open_read(path: str) -> ReadFile:
         opened = current.pop(path)
@@ -214,11 +212,11 @@ def _contents(reader: SnapshotReader, wanted: Iterator[Wanted]) -> Iterator[byte
                 left.close()
 
 
-@frozen
 class _Steady:
     """An open file whose stat leaves out what a rename changes: a sync may move it into the history."""
 
-    file: ReadFile
+    def __init__(self, file: ReadFile) -> None:
+        self.file = file
 
     def stat(self) -> Stat:
         return self.file.stat()._replace(ctime_ns=0, nlink=1)

@@ -7,7 +7,6 @@ other side's fault. Lists come as lists and are kept as tuples.
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import get_annotations
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from protocol.digest import parse_tagged
@@ -239,7 +238,7 @@ class Message(Record):
     FIELDS: ClassVar[dict[str, Field]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls.FIELDS = {name: cls.__dict__[name] for name in get_annotations(cls)}
+        cls.FIELDS = {name: cls.__dict__[name] for name in cls.__annotations__}
         cls._names = tuple(cls.FIELDS)
         for name in cls._names:
             delattr(cls, name)

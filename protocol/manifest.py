@@ -19,11 +19,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
-from attrs import frozen
 
 from protocol.digest import DEFAULT, DIGEST_BYTES, hasher
 from protocol.errors import IntegrityError
 from protocol.paths import check_link_target, path_problem, sort_key
+from protocol.value import Value
 
 __all__ = ["FILE", "LINK", "Entry", "Manifest", "Row", "same"]
 
@@ -71,8 +71,7 @@ def same(a: Entry | None, b: Entry | None) -> bool:
     return a[1:4] == b[1:4]
 
 
-@frozen(repr=False)
-class Manifest:
+class Manifest(Value):
     """An immutable, sorted set of entries. Iterating decodes them in canonical order."""
 
     algorithm: str

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NewType
 
-from attrs import frozen
+from protocol.value import Value
 
 __all__ = [
     "PathProblem",
@@ -46,8 +46,7 @@ _WINDOWS_RESERVED = frozenset(
 )
 
 
-@frozen
-class PathProblem:
+class PathProblem(Value):
     """One name that cannot be synced: ``path`` as found (surrogate-escaped if not UTF-8)."""
 
     path: str

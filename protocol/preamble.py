@@ -11,8 +11,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attrs import asdict, field, frozen
-
 from protocol.codec import MAX_PAYLOAD, Buffer
 from protocol.errors import RemoteProtocolError, VersionError
 from protocol.value import Value
@@ -35,8 +33,7 @@ MAX_NOISE = 64 * 1024
 _MAX_NAMES = 64
 
 
-@frozen(kw_only=True)
-class Limits:
+class Limits(Value):
     """What a side accepts.
 
     ``in_flight``: requests not yet answered in full (1 to 256; the agent's
@@ -50,18 +47,15 @@ class Limits:
     MOST_CREDIT = 64 * MAX_PAYLOAD
     MOST_IN_FLIGHT = 256
 
-    in_flight: int = 256
-    credit: int = 8 * 1024 * 1024
+    in_flight: int
+    credit: int
 
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, *, in_flight: int = 256, credit: int = 8 * 1024 * 1024) -> None:
+        super().__init__(in_flight, credit)
         if not 1 <= self.in_flight <= self.MOST_IN_FLIGHT:
             raise ValueError(f"in_flight is {self.in_flight}, not 1 to {self.MOST_IN_FLIGHT}")
         if not self.LEAST_CREDIT <= self.credit <= self.MOST_CREDIT:
             raise ValueError(f"credit is {self.credit}, not {self.LEAST_CREDIT} to {self.MOST_CREDIT}")
-
-    def to_wire(self) -> dict[str, int]:
-        """The limits as a map."""
-        return asdict(self)
 
     @classmethod
     def from_wire(cls, found: Any) -> Limits:
@@ -91,14 +85,13 @@ def short_text(found: Any, what: str) -> str:
     return found
 
 
-@frozen(kw_only=True)
-class Preamble:
+class Preamble(Value):
     """What the agent says of itself: its version, the protocols it speaks, features, limits, build."""
 
     dsg: str
     protocol: tuple[int, ...] = (PROTOCOL,)
     features: frozenset[str] = frozenset()
-    limits: Limits = field(factory=Limits)
+    limits: Limits = Limits()
     build: str = ""
 
     def check_version(self) -> None:
@@ -119,7 +112,7 @@ def preamble_bytes(preamble: Preamble) -> bytes:
             "dsg": preamble.dsg,
             "protocol": list(preamble.protocol),
             "features": sorted(preamble.features),
-            "limits": preamble.limits.to_wire(),
+            "limits": preamble.limits.to_map(),
             "build": preamble.build,
         },
         separators=(",", ":"),
@@ -239,12 +232,11 @@ def hello_fields(version: str, features: Iterable[str], limits: Limits) -> dict[
         "dsg": version,
         "protocol": PROTOCOL,
         "features": sorted(features),
-        "limits": limits.to_wire(),
+        "limits": limits.to_map(),
     }
 
 
-@frozen(kw_only=True)
-class Hello:
+class Hello(Value):
     """The client's choice: ``features`` are those of the preamble that it wants."""
 
     dsg: str

@@ -12,19 +12,19 @@ from itertools import pairwise
 from typing import Any
 
 import msgpack
-from attrs import asdict, fields, frozen
 
 from protocol.digest import parse_tagged, tagged
 from protocol.errors import IntegrityError
+from protocol.value import Value
 
 __all__ = ["SnapshotRecord", "check_chain"]
 
 MAX_RECORD_BYTES = 64 * 1024
 _MOST = 1 << 62
+_NUMBERS = frozenset(["seq", "time", "entries", "size", "added", "changed", "deleted", "format"])
 
 
-@frozen(kw_only=True)
-class SnapshotRecord:
+class SnapshotRecord(Value):
     """One committed snapshot.
 
     ``parent`` is the parent record's tagged digest ('' for seq 0), ``time``
@@ -51,7 +51,7 @@ class SnapshotRecord:
 
     def to_bytes(self) -> bytes:
         """The canonical encoding."""
-        packed: bytes = msgpack.packb(dict(sorted(asdict(self).items())))
+        packed: bytes = msgpack.packb(dict(sorted(self.to_map().items())))
         return packed
 
     @property
@@ -70,15 +70,14 @@ class SnapshotRecord:
                 raise ValueError("it is not a map")
             if found.get("format") != 1:
                 raise ValueError(f"its format is {found.get('format')!r}; this version of DSG reads format 1")
-            known = fields(cls)
-            if set(found) != {a.name for a in known}:
+            if set(found) != set(cls._names):
                 raise ValueError("it has other fields than a record")
-            for a in known:
-                kind = int if a.type in (int, "int") else str
-                if type(found[a.name]) is not kind:
-                    raise ValueError(f"its field {a.name!r} has the wrong type")
-                if kind is int and not 0 <= found[a.name] < _MOST:
-                    raise ValueError(f"its field {a.name!r} is out of range")
+            for name in cls._names:
+                kind = int if name in _NUMBERS else str
+                if type(found[name]) is not kind:
+                    raise ValueError(f"its field {name!r} has the wrong type")
+                if kind is int and not 0 <= found[name] < _MOST:
+                    raise ValueError(f"its field {name!r} is out of range")
             parse_tagged(found["manifest"])
             if found["seq"]:
                 parse_tagged(found["parent"])

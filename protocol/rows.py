@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
-
-from attrs import frozen
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from protocol.codec import Buffer, unpack_rows
 from protocol.digest import DIGEST_BYTES
@@ -21,8 +19,7 @@ MAX_ROWS = 10_000_000  # ten times the largest tree that DSG is built for
 _T = TypeVar("_T")
 
 
-@frozen
-class ContentRow:
+class ContentRow(NamedTuple):
     """A file wanted by ``files.get``: its path, raw content digest and size."""
 
     path: RelPath

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from attrs import asdict
-
 from dsg_client.sync.events import Emit, Phase, PhaseStarted
 from dsg_client.sync.site import Site
 from dsg_client.sync.survey import ask_head
@@ -33,7 +31,7 @@ async def log(site: Site, number: int, emit: Emit) -> tuple[list[dict[str, Any]]
             "the records that the server sent do not end in its newest snapshot",
             hint="Someone may just have synced: run it again. If it stays, the server's records are damaged.",
         )
-    rows = [{**asdict(record), "record": record.digest} for record in reversed(records)]
+    rows = [{**record.to_map(), "record": record.digest} for record in reversed(records)]
     return rows, cache.seq
 
 

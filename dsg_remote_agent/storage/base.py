@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Protocol
-
-from attrs import frozen
+from typing import NamedTuple, Protocol
 
 from protocol.codec import Buffer
 from protocol.manifest import Entry, Manifest
@@ -68,8 +66,7 @@ class Features(Value):
     atomic_view: bool  # people who read the plain folder see whole snapshots only
 
 
-@frozen
-class Claim:
+class Claim(Value):
     """Who wants, or has, the repository's lock."""
 
     txid: str
@@ -81,18 +78,16 @@ class Claim:
     since: int = 0
 
 
-@frozen
-class Wanted:
-    """One file that a client asks for: ``index`` is its number in the request."""
+class Wanted(NamedTuple):
+    """One file that a client asks for: ``number`` is its place in the request."""
 
-    index: int
+    number: int
     path: str
     content: bytes
     size: int
 
 
-@frozen
-class Source:
+class Source(NamedTuple):
     """A file opened to be sent, or None when its content is no longer here."""
 
     wanted: Wanted

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
-from attrs import define, frozen
 
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
 from protocol.digest import hasher
@@ -81,15 +80,12 @@ class Merged(Value):
     deleted: int
 
 
-@define
 class _Counts:
-    added: int = 0
-    changed: int = 0
-    deleted: int = 0
+    def __init__(self) -> None:
+        self.added = self.changed = self.deleted = 0
 
 
-@frozen
-class Step:
+class Step(NamedTuple):
     """One change against the base: ``was`` with its index row, and what is to be (``entry`` None: a delete).
 
     ``number`` is the change's number.

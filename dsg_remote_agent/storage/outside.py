@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from attrs import define, field
-
 from dsg_remote_agent.storage.base import MAX_SHOWN
 from dsg_remote_agent.storage.layout import AREA, INIT_PREFIX
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
@@ -71,13 +69,13 @@ class Seen(Value):
     clock_ns: int | None
 
 
-@define
 class _Found:
-    skip: int
-    modified: list[str] = field(factory=list)
-    deleted: list[str] = field(factory=list)
-    added: list[str] = field(factory=list)
-    total: int = 0
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self.modified: list[str] = []
+        self.deleted: list[str] = []
+        self.added: list[str] = []
+        self.total = 0
 
     def note(self, paths: list[str], path: str) -> None:
         self.total += 1

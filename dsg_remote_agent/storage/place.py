@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-
-from attrs import field, frozen
+from functools import cached_property
 
 from dsg_remote_agent.storage.chain import Chain, Head
 from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path, stands
@@ -16,12 +15,12 @@ from protocol.paths import sort_key
 from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints
 from protocol.tree.fs import TreeFS
+from protocol.value import Value
 
 __all__ = ["Place", "next_index", "staged_manifest"]
 
 
-@frozen
-class Place:
+class Place(Value):
     """A repository's tree, its marker, and what was handed in: clock, failpoints, the machine's name.
 
     ``shown`` is the repository's path for messages.
@@ -33,10 +32,10 @@ class Place:
     now: Callable[[], int]
     failpoints: Failpoints
     machine: str
-    chain: Chain = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "chain", Chain(self.tree, self.marker, self.shown))
+    @cached_property
+    def chain(self) -> Chain:
+        return Chain(self.tree, self.marker, self.shown)
 
     def stored_manifest(self, head: Head, seq: int) -> str:
         """Where the manifest of a snapshot lies: that of an unapplied head may still be in staging."""

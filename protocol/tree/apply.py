@@ -22,10 +22,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from attrs import define, field
-
 from protocol.tree.actions import AREA, REPLACED, STAGING, Action, Expected, Staged
-from protocol.tree.folders import IN_THE_WAY, TRIES, Folders, look
+from protocol.tree.folders import IN_THE_WAY, TRIES, look
 from protocol.tree.fs import Kind, Stat, TreeFS
 from protocol.tree.journal import Journal
 from protocol.tree.report import Applied, HeldBackError, Phase, Report, Unexpected
@@ -60,22 +58,16 @@ def apply(
     return run.report.applied()
 
 
-@define
 class _Run:
-    tree: TreeFS
-    journal: Journal
-    report: Report
-    _staging: str = field(init=False)
-    _slots: set[str] = field(init=False)  # names in staging when this run began
-    _taking: Taking = field(init=False)
-    _folders: Folders = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._staging = f"{STAGING}/{self.journal.txid}"
-        self._taking = Taking(self.tree, self.journal.txid, self.report)
+    def __init__(self, tree: TreeFS, journal: Journal, report: Report) -> None:
+        self.tree = tree
+        self.journal = journal
+        self.report = report
+        self._staging = f"{STAGING}/{journal.txid}"
+        self._taking = Taking(tree, journal.txid, report)
         self._folders = self._taking.folders
-        self.tree.make_folders(self._staging)
-        self._slots = self.tree.names(self._staging)
+        tree.make_folders(self._staging)
+        self._slots = tree.names(self._staging)  # when this run began
 
     def remove(self) -> None:
         """The first pass: deletions."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Protocol
-
-from attrs import define
+from typing import NamedTuple, Protocol
 
 from protocol.codec import Buffer
 from protocol.digest import Hasher, hasher
@@ -33,8 +31,7 @@ class Rows(Protocol):
     def __iter__(self) -> Iterator[Entry | str]: ...
 
 
-@define(eq=False)
-class _Arriving:
+class _Arriving(NamedTuple):
     entry: Entry
     out: WriteFile
     sums: Hasher

@@ -7,8 +7,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import NoReturn
 
-from attrs import Factory, define
-
 from protocol.paths import escape, sort_key
 from protocol.tree.fs import Kind, Stat, TreeFS
 from protocol.tree.report import Report
@@ -32,17 +30,18 @@ def look(tree: TreeFS, path: str) -> Stat | None:
         raise
 
 
-@define
 class Folders:
     """Knows which folders exist, which will be needed, and which lost a file."""
 
-    tree: TreeFS
-    report: Report
-    move_away: Callable[[str], object]  # rescues what stands where a folder must be
-    _known: set[str] = Factory(lambda: {""})
-    _lasting: set[str] = Factory(set)
-    _emptied: set[str] = Factory(set)
-    _listings: dict[str, set[str]] = Factory(dict)
+    def __init__(self, tree: TreeFS, report: Report, move_away: Callable[[str], object]) -> None:
+        """``move_away`` rescues what stands where a folder must be."""
+        self.tree = tree
+        self.report = report
+        self.move_away = move_away
+        self._known = {""}
+        self._lasting: set[str] = set()
+        self._emptied: set[str] = set()
+        self._listings: dict[str, set[str]] = {}
 
     def forget(self) -> None:
         """What was known to exist is not any more."""

@@ -21,7 +21,6 @@ from enum import Enum
 from typing import Any
 
 import msgpack
-from attrs import frozen
 
 from protocol.errors import IntegrityError, VersionError
 from protocol.paths import escape, sort_key
@@ -70,8 +69,7 @@ class Journal(Value):
     actions: Iterable[Action]
 
 
-@frozen(repr=False)
-class _Encoded:
+class _Encoded(Value):
     """Actions decoded while iterating: a million of them are not kept as objects."""
 
     rows: bytes

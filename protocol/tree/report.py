@@ -6,8 +6,6 @@ import errno
 from enum import Enum
 from typing import NoReturn
 
-from attrs import Factory, define
-
 from protocol.tree.fs import Stat
 from protocol.value import Value
 
@@ -74,15 +72,15 @@ class HeldBackError(Exception):
     """The action at hand ends here; its path was reported as held."""
 
 
-@define
 class Report:
     """The report while it grows."""
 
-    unexpected: Unexpected
-    held: dict[str, str] = Factory(dict)
-    rescued: list[tuple[str, str]] = Factory(list)
-    stats: list[tuple[str, Stat]] = Factory(list)
-    unsure: list[str] = Factory(list)
+    def __init__(self, unexpected: Unexpected) -> None:
+        self.unexpected = unexpected
+        self.held: dict[str, str] = {}
+        self.rescued: list[tuple[str, str]] = []
+        self.stats: list[tuple[str, Stat]] = []
+        self.unsure: list[str] = []
 
     @property
     def keeps(self) -> bool:

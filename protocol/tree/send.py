@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-
-from attrs import frozen
+from typing import NamedTuple
 
 from protocol.filestream import PAYLOAD_TARGET, Packer
 from protocol.tree.fs import ReadFile, Stat
@@ -23,11 +22,10 @@ class SourceChanged(Exception):
         self.path = path
 
 
-@frozen
-class Source:
+class Source(NamedTuple):
     """A file to send: its number in the body, where it is, its size in bytes."""
 
-    index: int
+    number: int
     path: str
     size: int
 
@@ -60,14 +58,14 @@ def payloads(
                 if len(content) != source.size:
                     raise SourceChanged(source.path)
                 if content:
-                    yield from packer.chunk(source.index, 0, content)
+                    yield from packer.chunk(source.number, 0, content)
             else:
                 yield from _large(packer, source, opened)
             if opened.stat() != before:
                 raise SourceChanged(source.path)
         finally:
             opened.close()
-        yield from packer.done(source.index, source.size)
+        yield from packer.done(source.number, source.size)
     yield from packer.flush()
 
 
@@ -79,10 +77,10 @@ def _large(packer: Packer, source: Source, opened: ReadFile) -> Iterator[bytes]:
             chunk = opened.read(min(PAYLOAD_TARGET, hole_at - at))
             if not chunk:
                 raise SourceChanged(source.path)
-            yield from packer.chunk(source.index, at, chunk)
+            yield from packer.chunk(source.number, at, chunk)
             at += len(chunk)
         if hole_length:
-            yield from packer.hole(source.index, at, hole_length)
+            yield from packer.hole(source.number, at, hole_length)
             at += hole_length
 
 

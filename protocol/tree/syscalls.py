@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+from protocol.value import Value
 
 __all__ = ["Syscalls", "system"]
 
@@ -50,8 +49,7 @@ def _never(fd: int) -> bool:  # noqa: ARG001
     return False
 
 
-@frozen
-class Syscalls:
+class Syscalls(Value):
     """What this machine has. Paths are bytes without NUL; errors are raised as OSError."""
 
     # (folder fd, path, read: whether a readable descriptor is needed) -> descriptor of a folder beneath
@@ -129,8 +127,8 @@ def _renames(libc: ctypes.CDLL) -> tuple[_Rename | None, _Rename | None]:
         call = libc.renameatx_np
     elif hasattr(libc, "renameat2"):
         call = libc.renameat2
-    elif platform.machine() in _SYS_RENAMEAT2 and sys.maxsize > 1 << 32:
-        number = _SYS_RENAMEAT2[platform.machine()]
+    elif os.uname().machine in _SYS_RENAMEAT2 and sys.maxsize > 1 << 32:
+        number = _SYS_RENAMEAT2[os.uname().machine]
         prototype = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *fields, use_errno=True)
         raw = prototype(ctypes.cast(libc.syscall, ctypes.c_void_p).value or 0)
         call = lambda a, b, c, d, e: int(raw(number, a, b, c, d, e))  # noqa: E731
@@ -180,7 +178,7 @@ def _syncfs_trusted(libc: ctypes.CDLL) -> Callable[[int], bool]:
         buffer = ctypes.create_string_buffer(512)
         if libc.fstatfs(ctypes.c_int(fd), buffer) != 0:
             return False
-        width = 4 if platform.machine().startswith("s390") else ctypes.sizeof(ctypes.c_long)
+        width = 4 if os.uname().machine.startswith("s390") else ctypes.sizeof(ctypes.c_long)
         kind = int.from_bytes(buffer.raw[:width], sys.byteorder) & 0xFFFFFFFF
         return kind in _SYNCFS_HONEST
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import define, field
-
 from protocol.tree.actions import OBJECTS, REPLACED, RESCUED, Action, Expected, Staged
 from protocol.tree.folders import IN_THE_WAY, Folders, look
 from protocol.tree.fs import Kind, TreeFS
@@ -51,19 +49,15 @@ def rescue(tree: TreeFS, area: str, source: str, path: str) -> str | None:
     raise OSError(f"no free name below {area} to rescue {source!r} to")
 
 
-@define
 class Taking:
     """Moves of one transaction out of the tree, and what to do with what came out."""
 
-    tree: TreeFS
-    txid: str
-    report: Report
-    folders: Folders = field(init=False)
-    _area: str = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.folders = Folders(self.tree, self.report, lambda path: self.rescue(path, path))
-        self._area = rescue_area(self.txid, self.report.unexpected)
+    def __init__(self, tree: TreeFS, txid: str, report: Report) -> None:
+        self.tree = tree
+        self.txid = txid
+        self.report = report
+        self.folders = Folders(tree, report, lambda path: self.rescue(path, path))
+        self._area = rescue_area(txid, report.unexpected)
 
     def rescue(self, source: str, path: str) -> None:
         """Move an unexpected thing to safety and report it."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
 
 from dsg_remote_agent.dispatch import unanswered
 from protocol.codec import pack_rows
@@ -217,7 +216,7 @@ def test_a_commit_of_another_record(tmp_path: Path) -> None:
         client.stage(TXID, changes_of({"f": b"x"}, [], {}, 1), {"f": b"x"})
         record = client.prepare(TXID, merged(client.manifest(), changes_of({"f": b"x"}, [], {}, 1)))
         with pytest.raises(RemoteProtocolError, match="another record"):
-            client.commit(TXID, evolve(record, message="forged"))
+            client.commit(TXID, record.but(message="forged"))
         assert tree_of(tmp_path / "repo") == {}
         client.open(tmp_path / "repo")
         assert client.head_and_manifest()[0] == base

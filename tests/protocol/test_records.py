@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import attrs
 import msgpack
 import pytest
 from hypothesis import given
@@ -35,11 +34,11 @@ FIRST = SnapshotRecord(
 
 
 def after(record: SnapshotRecord, **changes: Any) -> SnapshotRecord:
-    return attrs.evolve(record, seq=record.seq + 1, parent=record.digest, **changes)
+    return record.but(seq=record.seq + 1, parent=record.digest, **changes)
 
 
 def fields(**changes: Any) -> dict[str, Any]:
-    found = attrs.asdict(after(FIRST))
+    found = after(FIRST).to_map()
     found.update(changes)
     return dict(sorted(found.items()))
 
@@ -144,7 +143,7 @@ def test_a_chain_holds() -> None:
 )
 def test_a_record_rewritten_in_the_past_breaks_the_chain(change: dict[str, Any]) -> None:
     records = chain(6)
-    records[2] = attrs.evolve(records[2], **change)
+    records[2] = records[2].but(**change)
     with pytest.raises(IntegrityError, match="s2 and s3"):
         check_chain(records)
 
@@ -155,8 +154,8 @@ def test_gaps_swaps_and_other_repositories_break_the_chain() -> None:
         [*records[:2], *records[3:]],
         [*records[:2], records[3], records[2], *records[4:]],
         [*records[:3], records[2], *records[3:]],
-        [*records[:3], attrs.evolve(records[3], repo_id="fedcba9876543210")],
-        [records[0], attrs.evolve(records[1], seq=2)],
+        [*records[:3], records[3].but(repo_id="fedcba9876543210")],
+        [records[0], records[1].but(seq=2)],
     ):
         with pytest.raises(IntegrityError, match="broken"):
             check_chain(broken)

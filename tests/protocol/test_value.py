@@ -48,6 +48,13 @@ def test_equal_means_of_one_class_and_equal_in_all_fields() -> None:
     assert len({Point(1), Point(1, 7), Other(1)}) == 2
 
 
+def test_a_changed_copy_is_as_strict() -> None:
+    assert Point(1, 2).but(y=3) == Point(1, 3)
+    assert Point3(1, z=3).to_map() == {"x": 1, "y": 7, "z": 3}
+    with pytest.raises(TypeError):
+        Point(1).but(w=1)
+
+
 def test_it_cannot_be_changed() -> None:
     point = Point(1)
     with pytest.raises(AttributeError):

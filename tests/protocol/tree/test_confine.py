@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from attrs import evolve
 
 from protocol.tree import confine
 from protocol.tree.fs import Kind
@@ -20,7 +19,7 @@ from protocol.tree.syscalls import Syscalls, system
 
 VARIANTS = {
     "openat2": system(),
-    "walk": evolve(system(), open_beneath=None),
+    "walk": system().but(open_beneath=None),
     "plain": Syscalls(),
 }
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
 
 from protocol.tree import apply as apply_module
 from protocol.tree.change import Journal, Unexpected, apply, read_journal
@@ -47,7 +46,7 @@ def stopped_at(tree: Any, allowed: int, unexpected: Unexpected, **options: Any) 
 def fresh(scratch: Path) -> Iterator[Callable[[bool], PosixTree]]:
     """A new real tree with BEFORE in it; the last one is removed first."""
     root = scratch / "tree"
-    old_calls = evolve(system(), open_beneath=None, rename_exclusive=None, rename_swap=None)
+    old_calls = system().but(open_beneath=None, rename_exclusive=None, rename_swap=None)
 
     def make(modern: bool) -> PosixTree:
         shutil.rmtree(root, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, evolve
+from attrs import define
 
 from protocol.tree.change import (
     Action,
@@ -244,7 +244,7 @@ def test_any_edit_at_any_moment(unexpected: Unexpected, can_swap: bool, rng: ran
 def test_any_edit_at_any_moment_on_disk(
     scratch: Path, unexpected: Unexpected, modern: bool, rng: random.Random
 ) -> None:
-    old_calls = evolve(system(), open_beneath=None, rename_exclusive=None, rename_swap=None)
+    old_calls = system().but(open_beneath=None, rename_exclusive=None, rename_swap=None)
     root = scratch / "tree"
     for _ in range(60):
         shutil.rmtree(root, ignore_errors=True)

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from attrs import evolve
 
 from protocol.tree.change import Expected, SourceChangedError, Staging, Unexpected, sweep
 from protocol.tree.fs import Kind
@@ -277,7 +276,7 @@ def test_without_a_trusted_syncfs_every_file_and_folder_is_flushed(
 def test_with_syncfs_one_call_flushes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     tree = PosixTree.open_tree(
-        str(tmp_path), syscalls=evolve(system(), syncfs=calls.append, syncfs_trusted=lambda fd: True)
+        str(tmp_path), syscalls=system().but(syncfs=calls.append, syncfs_trusted=lambda fd: True)
     )
     seen = fsynced(monkeypatch, tmp_path)
     for i in range(20):
@@ -299,7 +298,7 @@ def test_a_failed_flush_is_never_forgotten(tmp_path: Path) -> None:
             raise OSError(errno.EIO, "the disk said no")
 
     tree = PosixTree.open_tree(
-        str(tmp_path), syscalls=evolve(system(), syncfs=fails_once, syncfs_trusted=lambda fd: True)
+        str(tmp_path), syscalls=system().but(syncfs=fails_once, syncfs_trusted=lambda fd: True)
     )
     for _ in range(3):
         with pytest.raises(OSError) as caught:
