@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grp
 import os
-import platform
 import stat
 import sys
 from collections.abc import Iterator
@@ -46,11 +45,11 @@ def _check(name: str, ok: bool, detail: str, cure: str = "") -> Check:
 
 
 def _python() -> Check:
-    version = platform.python_version()
+    version = ".".join(map(str, sys.version_info[:3]))
     return _check(
         "python",
         sys.version_info >= (3, 11),
-        f"Python {version} ({sys.executable or 'unknown'}) on {platform.system()} {platform.release()}",
+        f"Python {version} ({sys.executable or 'unknown'}) on {os.uname().sysname} {os.uname().release}",
         "install Python 3.11 or newer",
     )
 

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +42,8 @@ class Log:
     def error(self, event: str, *, trace: bool = False, **facts: Any) -> None:
         """``trace``: with the traceback of the exception being handled."""
         if trace:
+            import traceback  # a millisecond of every start
+
             facts["traceback"] = traceback.format_exc()
         self._write("error", event, facts)
 

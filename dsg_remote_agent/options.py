@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -25,17 +24,11 @@ What is given here cannot be widened by a client.
 class Options(Value):
     """What the agent was started with."""
 
-    roots: tuple[str, ...]
-    role: str
-    log_file: str | None
-    log_level: str
-    failpoints: str
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        sys.stdout.write(f"dsg-remote-agent {VERSION}\n")
-        parser.exit(0)
+    roots: tuple[str, ...] = ()
+    role: str = "admin"
+    log_file: str | None = None
+    log_level: str = "warning"
+    failpoints: str = ""
 
 
 def read_options(argv: Sequence[str] | None) -> Options:
@@ -43,6 +36,12 @@ def read_options(argv: Sequence[str] | None) -> Options:
 
     ``SSH_ORIGINAL_COMMAND``, which a client chooses, is not looked at.
     """
+    arguments = sys.argv[1:] if argv is None else argv
+    failpoints = os.environ.get("DSG_FAILPOINTS", "")
+    if not arguments:
+        return Options(failpoints=failpoints)
+    import argparse  # a fifth of the time to the preamble, and usually there is nothing to parse
+
     parser = argparse.ArgumentParser(
         prog="dsg-remote-agent",
         description=_ABOUT,
@@ -60,15 +59,22 @@ def read_options(argv: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--role",
         choices=("read", "write", "admin"),
-        default="admin",
+        default=Options.role,
         help="read: status, clone; write: sync too; admin: also init (default)",
     )
     parser.add_argument(
         "--log-file", metavar="FILE", help="append the log to FILE too (it always goes to stderr)"
     )
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    found = parser.parse_args(argv)
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default=Options.log_level
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"dsg-remote-agent {VERSION}",
+        help="print the version and exit",
+    )
+    found = parser.parse_args(arguments)
     for root in found.root:
         if not os.path.isabs(root):
             parser.error(f"--root {root}: not an absolute path")
@@ -77,5 +83,5 @@ def read_options(argv: Sequence[str] | None) -> Options:
         role=found.role,
         log_file=found.log_file,
         log_level=found.log_level,
-        failpoints=os.environ.get("DSG_FAILPOINTS", ""),
+        failpoints=failpoints,
     )

@@ -9,7 +9,6 @@ repository), every row is unknown and everything is hashed once.
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ UNKNOWN = IndexRow(0, 0, 0, 0)
 def file_clock(tree: TreeFS) -> int:
     """What the file system takes for now, in ns: the time of a file made for it, by a name of its own."""
     tree.make_folders(TMP)
-    path = f"{TMP}/probe-clock-{os.getpid()}-{secrets.token_hex(4)}"
+    path = f"{TMP}/probe-clock-{os.getpid()}-{os.urandom(4).hex()}"
     out = tree.create(path)
     try:
         return out.finish(executable=False, mtime_ns=None).mtime_ns
