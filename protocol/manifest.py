@@ -87,7 +87,11 @@ class Manifest(Value):
         return self.count
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(_entry_of, islice(self._rows(), self.count))
+        return map(_entry_of, self.rows())
+
+    def rows(self) -> Iterator[Row]:
+        """The entries as plain tuples: for a loop over all of them, half the cost."""
+        return islice(self._rows(), self.count)
 
     def _rows(self) -> Any:
         """An unpacker that yields the rows. Its limits keep a hostile one from claiming memory."""

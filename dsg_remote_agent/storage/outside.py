@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import islice
+from typing import NamedTuple
 
 from dsg_remote_agent.storage.base import MAX_SHOWN
 from dsg_remote_agent.storage.layout import AREA, INIT_PREFIX
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
 from protocol.digest import hasher
-from protocol.manifest import FILE, LINK, Entry, Manifest
+from protocol.manifest import FILE, LINK, Entry, Manifest, Row
 from protocol.messages import OutsideChanges
 from protocol.paths import escape, sort_key
 from protocol.tree.folders import look
-from protocol.tree.fs import Kind, Stat, TreeFS
+from protocol.tree.fs import GLANCE_NAMES, Kind, Stat, TreeFS
 from protocol.value import Value
 
-__all__ = ["Seen", "describe", "examine", "is_ours", "live_paths"]
+__all__ = ["Seen", "describe", "examine", "is_ours"]
 
 READ_BYTES = 1 << 20
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
-_KINDS = (Kind.FILE, Kind.LINK)
-_TICK = 1024  # entries
 _LONGEST = 16_000  # characters; what is longer is counted only
 
 
@@ -30,32 +29,52 @@ def is_ours(name: str) -> bool:
     return name == AREA or name.startswith((INIT_PREFIX, ".dsg-probe-"))
 
 
-def live_paths(tree: TreeFS) -> Iterator[tuple[str, Stat]]:
-    """Every path of the live tree that is not a folder, with its stat, in canonical order; not ``.dsg``.
+class Run(NamedTuple):
+    """Files, links and others that stand together in one folder: names and numbers as in a Glance."""
+
+    prefix: str  # the folder with a "/" behind it, or ""
+    names: list[str]
+    numbers: list[tuple[int, ...]]
+
+
+def live_runs(tree: TreeFS) -> Iterator[Run]:
+    """The live tree but for its folders and ``.dsg``, in canonical order.
 
     A folder that cannot be read raises: what is not seen is never taken for
     deleted. One that vanishes meanwhile is taken as empty.
     """
-    stack: list[tuple[str, Iterator[tuple[str, Stat]]]] = [("", tree.scan(""))]
+    stack = [_runs_in(tree, "")]
     while stack:
-        prefix, rest = stack[-1]
-        for name, stat in rest:
-            if not prefix and is_ours(name):
-                continue
-            path = prefix + name
-            if stat.kind is Kind.FOLDER:
-                stack.append((path + "/", _names_in(tree, path)))
+        for item in stack[-1]:
+            if isinstance(item, str):
+                stack.append(_runs_in(tree, item))
                 break
-            yield path, stat
+            yield item
         else:
             stack.pop()
 
 
-def _names_in(tree: TreeFS, folder: str) -> Iterator[tuple[str, Stat]]:
+def _runs_in(tree: TreeFS, folder: str) -> Iterator[Run | str]:
+    """The runs of one folder and, each where it belongs among them, the paths of the folders in it."""
+    prefix = f"{folder}/" if folder else ""
     try:
-        yield from tree.scan(folder)
+        for names, numbers, kinds in tree.glance(folder):
+            start = 0
+            apart = [name for name, kind in kinds.items() if kind is Kind.FOLDER]
+            if not folder:
+                apart = sorted({*apart, *filter(is_ours, names)})
+            for name in apart:
+                at = names.index(name, start)
+                if at > start:
+                    yield Run(prefix, names[start:at], numbers[start:at])
+                if folder or not is_ours(name):
+                    yield prefix + name
+                start = at + 1
+            if start < len(names):
+                yield Run(prefix, names[start:], numbers[start:])
     except FileNotFoundError:
-        return
+        if not folder:
+            raise
 
 
 class Seen(Value):
@@ -130,59 +149,126 @@ def examine(
     any of them may raise. The first ``skip`` added paths are
     not told: a client that has them goes on from there.
     """
-    found = _Found(skip)
-    fresh: StatIndex | None = None  # made when it differs
-    clock_ns: int | None = None
-    live = chain(live_paths(tree), [None])
-    here = next(live)
-    for at, (entry, row) in enumerate(zip(manifest, index.numbers(), strict=True)):
-        path = entry[0]
-        if not at % _TICK:
-            tick()
-        if here is not None and here[0] != path:
+    assert len(manifest) == len(index)
+    known = _Known(manifest, index)
+    outcome = _Outcome(tree, manifest.algorithm, index, note, clock, passed_over, skip)
+    for prefix, names, numbers in live_runs(tree):
+        tick()
+        count = len(names)
+        known.fill(count)
+        rows = known.numbers[:count]
+        # Nearly every file passes here and is done with.
+        if (
+            rows == numbers
+            and [row[0] for row in known.rows[:count]] == [prefix + name for name in names]
+            and UNKNOWN not in rows
+        ):
+            known.drop(count)
+            continue
+        for name, live in zip(names, numbers, strict=True):
+            path = prefix + name
             key = sort_key(path)
-            while here is not None and sort_key(here[0]) < key:
-                _note_added(found, here, passed_over)
-                here = next(live)
-        if here is None or here[0] != path:
-            if not passed_over(path):
-                found.note(found.deleted, path)
-            fresh = fresh or index.copy()
-            fresh.put(at, UNKNOWN)
-            continue
-        stat = here[1]
-        here = next(live)
-        # Nearly every path passes here and is done with.
-        if row[1] and row == (stat[2], stat[3], stat[4], stat[1]) and stat[0] in _KINDS:
-            continue
-        fresh = fresh or index.copy()
-        if passed_over(path):
-            fresh.put(at, UNKNOWN)
-            continue
-        if clock_ns is None:
-            note("hashing")
-            clock_ns = clock()
-        # It was listed before the file was asked for, perhaps before the clock was.
-        stat = look(tree, path) or stat
-        if version_of(tree, path, stat, manifest.algorithm, entry) == entry.version:
-            fresh.put(at, row_of(stat))
+            while known.fill(1) and known.rows[0][0] != path and sort_key(known.rows[0][0]) < key:
+                outcome.deleted(known)
+            if known.rows and known.rows[0][0] == path:
+                outcome.both(known, live)
+            else:
+                outcome.added(path, live)
+    while known.fill(1):
+        tick()
+        for _ in range(min(len(known.rows), GLANCE_NAMES)):
+            outcome.deleted(known)
+    return Seen(outcome.found.outside(), outcome.fresh or index, outcome.clock_ns)
+
+
+class _Known:
+    """Manifest and index, read as far as they are compared: lists of what comes next."""
+
+    def __init__(self, manifest: Manifest, index: StatIndex) -> None:
+        self._more_rows = manifest.rows()
+        self._more_numbers = index.numbers()
+        self.at = 0  # the number of the next entry
+        self.rows: list[Row] = []
+        self.numbers: list[tuple[int, ...]] = []
+
+    def fill(self, count: int) -> bool:
+        """Read on to hold ``count``; False when there are none left at all."""
+        missing = count - len(self.rows)
+        if missing > 0:
+            self.rows += islice(self._more_rows, missing)
+            self.numbers += islice(self._more_numbers, missing)
+        return bool(self.rows)
+
+    def drop(self, count: int) -> None:
+        self.at += count
+        del self.rows[:count], self.numbers[:count]
+
+
+class _Outcome:
+    """Takes what differs or must be looked at closely, one path at a time."""
+
+    def __init__(
+        self,
+        tree: TreeFS,
+        algorithm: str,
+        index: StatIndex,
+        note: Callable[[str], None],
+        clock: Callable[[], int],
+        passed_over: Callable[[str], bool],
+        skip: int,
+    ) -> None:
+        self._tree = tree
+        self._algorithm = algorithm
+        self._index = index
+        self._note = note
+        self._clock = clock
+        self._passed_over = passed_over
+        self.found = _Found(skip)
+        self.fresh: StatIndex | None = None  # made when it differs
+        self.clock_ns: int | None = None
+
+    def added(self, path: str, live: tuple[int, ...]) -> None:
+        if not live or self._passed_over(path):
+            return
+        if self.found.skip:
+            self.found.skip -= 1
         else:
-            found.note(found.modified, path)
-            fresh.put(at, UNKNOWN)
-    while here is not None:
-        _note_added(found, here, passed_over)
-        here = next(live)
-    return Seen(found.outside(), fresh or index, clock_ns)
+            self.found.note(self.found.added, path)
 
+    def deleted(self, known: _Known) -> None:
+        path = known.rows[0][0]
+        if not self._passed_over(path):
+            self.found.note(self.found.deleted, path)
+        self._put(known.at, UNKNOWN)
+        known.drop(1)
 
-def _note_added(found: _Found, here: tuple[str, Stat], passed_over: Callable[[str], bool]) -> None:
-    path, stat = here
-    if stat.kind is Kind.OTHER or passed_over(path):
-        return
-    if found.skip:
-        found.skip -= 1
-    else:
-        found.note(found.added, path)
+    def both(self, known: _Known, live: tuple[int, ...]) -> None:
+        entry, row = Entry._make(known.rows[0]), known.numbers[0]
+        if row != live or not row[1]:
+            self._put(known.at, self._look(entry))
+        known.drop(1)
+
+    def _look(self, entry: Entry) -> IndexRow:
+        """Read what stands there; its row, unknown when it is not the entry's content."""
+        path = entry.path
+        if self._passed_over(path):
+            return UNKNOWN
+        if self.clock_ns is None:
+            self._note("hashing")
+            self.clock_ns = self._clock()
+        # It was listed before the file was asked for, perhaps before the clock was.
+        stat = look(self._tree, path)
+        if stat is None:
+            self.found.note(self.found.deleted, path)
+        elif version_of(self._tree, path, stat, self._algorithm, entry) == entry.version:
+            return row_of(stat)
+        else:
+            self.found.note(self.found.modified, path)
+        return UNKNOWN
+
+    def _put(self, at: int, row: IndexRow) -> None:
+        self.fresh = self.fresh or self._index.copy()
+        self.fresh.put(at, row)
 
 
 def version_of(

@@ -18,7 +18,19 @@ from typing import NamedTuple, Protocol
 
 from protocol.value import Value
 
-__all__ = ["Capabilities", "Kind", "Lock", "ReadFile", "Stat", "TreeFS", "WriteFile"]
+__all__ = [
+    "GLANCE_NAMES",
+    "Capabilities",
+    "Glance",
+    "Kind",
+    "Lock",
+    "ReadFile",
+    "Stat",
+    "TreeFS",
+    "WriteFile",
+]
+
+GLANCE_NAMES = 1024
 
 
 class Kind(Enum):
@@ -52,6 +64,19 @@ class Stat(NamedTuple):
     def executable(self) -> bool:
         """Whether the owner may execute it."""
         return bool(self.mode & 0o100)
+
+
+class Glance(NamedTuple):
+    """Some names of a folder with only what tells a change; as lists, which are compared at once.
+
+    ``numbers``: for each name ``(mtime_ns, ctime_ns, inode, size)``, and an
+    empty tuple for a fifo, socket or device. ``kinds``: of the names that are
+    not files, in their order.
+    """
+
+    names: list[str]
+    numbers: list[tuple[int, ...]]
+    kinds: dict[str, Kind]
 
 
 class Capabilities(Value):
@@ -129,6 +154,10 @@ class TreeFS(Protocol):
 
     def scan(self, path: str) -> Iterator[tuple[str, Stat]]:
         """The names in a folder with their stats, in code point order."""
+        ...
+
+    def glance(self, path: str) -> Iterator[Glance]:
+        """The same for a comparison of whole trees, at most ``GLANCE_NAMES`` names at a time."""
         ...
 
     def names(self, path: str) -> set[str]:

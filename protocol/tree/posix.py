@@ -22,7 +22,7 @@ from protocol.tree.files import (
     fsync,
     stat_of,
 )
-from protocol.tree.fs import Capabilities, Kind, Stat
+from protocol.tree.fs import GLANCE_NAMES, Capabilities, Glance, Kind, Stat
 from protocol.tree.probe import probe
 from protocol.tree.syscalls import Syscalls, system
 
@@ -40,6 +40,15 @@ _F_FULLFSYNC = 51  # fcntl.h of macOS
 
 def _decode(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
+
+
+def _names_in(fd: int) -> list[str]:
+    listed = os.listdir(fd)
+    return listed if _NATIVE_UTF8 else [_decode(os.fsencode(name)) for name in listed]
+
+
+def _stat_utf8(name: str, *, dir_fd: int, follow_symlinks: bool) -> os.stat_result:
+    return os.stat(encode(name), dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
 
 class PosixTree:
@@ -107,10 +116,34 @@ class PosixTree:
                 continue  # removed since it was listed
         del folder  # the entries look from its descriptor
 
+    def glance(self, path: str) -> Iterator[Glance]:
+        folder = self._beneath.open_readable(encode(path) if path else b"")
+        fd = folder.fd
+        listed = sorted(_names_in(fd))
+        look = os.stat if _NATIVE_UTF8 else _stat_utf8
+        for start in range(0, len(listed), GLANCE_NAMES):
+            names = listed[start : start + GLANCE_NAMES]
+            numbers: list[tuple[int, ...]] = []
+            kinds: dict[str, Kind] = {}
+            gone: set[str] = set()
+            # The steps of a sync that are taken for each file of the tree, changed or not.
+            for name in names:
+                try:
+                    found = look(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    gone.add(name)  # since it was listed
+                    continue
+                numbers.append((found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size))
+                if found.st_mode & 0o170000 != stat.S_IFREG:
+                    kinds[name] = kind = stat_of(found).kind
+                    if kind is Kind.OTHER:
+                        numbers[-1] = ()
+            yield Glance([name for name in names if name not in gone] if gone else names, numbers, kinds)
+        del folder  # the looks are from its descriptor
+
     def names(self, path: str) -> set[str]:
         folder = self._beneath.open_readable(encode(path) if path else b"")
-        listed = os.listdir(folder.fd)
-        return set(listed) if _NATIVE_UTF8 else {_decode(os.fsencode(name)) for name in listed}
+        return set(_names_in(folder.fd))
 
     def open_read(self, path: str) -> PosixReadFile:
         folder, name = self._at(path)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from attrs import Factory, define
 
-from protocol.tree.fs import Capabilities, Kind, ReadFile, Stat
+from protocol.tree.fs import GLANCE_NAMES, Capabilities, Glance, Kind, ReadFile, Stat
 
 ROOT = 1
 DEVICE = 77
@@ -269,6 +269,16 @@ class MemoryTree:
         for name in sorted(names):
             if name in names:
                 yield name, self.stat_of(self.nodes[names[name]])
+
+    def glance(self, path: str) -> Iterator[Glance]:
+        found = list(self.scan(path))
+        for start in range(0, len(found), GLANCE_NAMES):
+            some = found[start : start + GLANCE_NAMES]
+            yield Glance(
+                [name for name, _ in some],
+                [(stat.mtime_ns, stat.ctime_ns, stat.inode, stat.size) for _, stat in some],
+                {name: stat.kind for name, stat in some if stat.kind is not Kind.FILE},
+            )
 
     def names(self, path: str) -> set[str]:
         return set(self.names_of[self._folder(path)])

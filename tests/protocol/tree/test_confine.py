@@ -62,6 +62,7 @@ def operations(tree: PosixTree, folder: str) -> dict[str, Callable[[], object]]:
     return {
         "stat": lambda: tree.stat(f"{folder}/file"),
         "scan": lambda: list(tree.scan(folder)),
+        "glance": lambda: list(tree.glance(folder)),
         "names": lambda: tree.names(folder),
         "open_read": lambda: tree.open_read(f"{folder}/file").close(),
         "read_bytes": lambda: tree.read_bytes(f"{folder}/file", 100),
@@ -120,6 +121,7 @@ def test_the_last_component_is_never_followed_either(
         lambda: tree.set_executable("link", True),
         lambda: tree.lock("link"),
         lambda: list(tree.scan("link")),
+        lambda: list(tree.glance("link")),
         lambda: tree.make_folders("dangling"),
         lambda: tree.flush_folder("link"),
     ):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from protocol.tree.fs import Kind, TreeFS
+from protocol.tree.fs import GLANCE_NAMES, Kind, TreeFS
 from protocol.tree.posix import PosixTree
 from protocol.tree.syscalls import Syscalls
 from tests.protocol.tree.memory import MemoryTree
@@ -138,6 +138,26 @@ def test_scan_in_code_point_order_whatever_the_names(tree: TreeFS) -> None:
     refused(errno.ENOENT, lambda: list(tree.scan("no")))
     refused(errno.ENOTDIR, lambda: list(tree.scan("a")))
     refused(errno.ELOOP, lambda: list(tree.scan("link/x")))
+    (glance,) = tree.glance("")
+    assert glance.names == [name for name, _ in scanned]
+    assert glance.numbers == [(s.mtime_ns, s.ctime_ns, s.inode, s.size) for _, s in scanned]
+    assert glance.kinds == {name: stat.kind for name, stat in scanned if stat.kind is not Kind.FILE}
+    assert list(glance.kinds) == [".dsg", "folder", "link"]
+    refused(errno.ENOENT, lambda: list(tree.glance("no")))
+    refused(errno.ENOTDIR, lambda: list(tree.glance("a")))
+    refused(errno.ELOOP, lambda: list(tree.glance("link/x")))
+
+
+def test_a_glance_at_a_large_folder_comes_in_parts(tree: TreeFS) -> None:
+    assert list(tree.glance(".dsg/tmp")) == []
+    tree.mkdir("large")
+    names = [f"{n:05d}" for n in range(2 * GLANCE_NAMES + 1)]
+    for name in names:
+        tree.symlink("x", f"large/{name}")
+    parts = list(tree.glance("large"))
+    assert [len(part.names) for part in parts] == [GLANCE_NAMES, GLANCE_NAMES, 1]
+    assert [name for part in parts for name in part.names] == names
+    assert all(list(part.kinds) == part.names and len(part.numbers) == len(part.names) for part in parts)
 
 
 def test_move_replaces_and_place_does_not(tree: TreeFS) -> None:
@@ -208,6 +228,7 @@ def test_what_is_no_plain_relative_path_is_refused(tree: TreeFS, path: str) -> N
         lambda p: tree.place("a", p),
         lambda p: tree.set_executable(p, True),
         lambda p: list(tree.scan(p)),
+        lambda p: list(tree.glance(p)),
         tree.names,
         tree.flush_folder,
     ):

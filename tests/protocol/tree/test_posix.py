@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.tree import posix
 from protocol.tree.change import Expected, SourceChangedError, Staging, Unexpected, sweep
 from protocol.tree.fs import Kind
 from protocol.tree.posix import PosixTree
@@ -39,6 +40,7 @@ def test_names_that_are_not_utf8_are_reported_and_usable(tree: PosixTree, tmp_pa
     scanned = dict(tree.scan(""))
     assert set(scanned) == {".dsg", "caf\udce9\udcff", "dir\udcfe"} == tree.names("")
     assert scanned["caf\udce9\udcff"].size == 5
+    assert next(tree.glance("")).names == [".dsg", "caf\udce9\udcff", "dir\udcfe"]
     assert tree.read_bytes("caf\udce9\udcff", 10) == b"latin"
     tree.move("caf\udce9\udcff", "dir\udcfe/café")
     assert [name for name, _ in tree.scan("dir\udcfe")] == ["café"]
@@ -57,6 +59,7 @@ def test_names_are_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
         "assert sys.getfilesystemencoding() not in ('utf-8', 'utf8')\n"
         "assert [n for n, _ in t.scan('')] == ['\\u00e9', '\\u00fc'], list(t.scan(''))\n"
         "assert t.names('') == {'\\u00e9', '\\u00fc'}\n"
+        "assert [g.names for g in t.glance('')] == [['\\u00e9', '\\u00fc']]\n"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
@@ -83,6 +86,26 @@ def test_a_file_removed_while_a_folder_is_scanned_is_left_out(tree: PosixTree, t
     assert next(scan)[0] == ".dsg"
     (tmp_path / "b").unlink()
     assert [name for name, _ in scan] == ["a", "c"]
+
+
+def test_a_file_removed_during_a_glance_is_left_out(tree: PosixTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        tree.write_bytes(name, b"")
+    stats = dict(tree.scan(""))
+    listed = posix._names_in
+    monkeypatch.setattr(posix, "_names_in", lambda fd: [*listed(fd), "aa", "d"])
+    (glance,) = tree.glance("")
+    assert glance.names == [".dsg", "a", "b", "c"]
+    assert [inode for _, _, inode, _ in glance.numbers] == [stats[name].inode for name in glance.names]
+    assert glance.kinds == {".dsg": Kind.FOLDER}
+
+
+def test_what_is_no_file_in_a_glance(tree: PosixTree, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    tree.symlink("x", "link")
+    (glance,) = tree.glance("")
+    assert glance.kinds == {".dsg": Kind.FOLDER, "fifo": Kind.OTHER, "link": Kind.LINK}
+    assert glance.numbers[1] == () and len(glance.numbers[2]) == 4
 
 
 # Holes
