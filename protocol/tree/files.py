@@ -16,6 +16,7 @@ __all__ = ["PosixLock", "PosixReadFile", "PosixWriteFile", "executable_mode", "f
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
 _COPY_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
+_BEGIN_BYTES = 8 << 20  # written before the system is told to begin writing them out
 # What copy_file_range says where it cannot, on one kernel or another.
 _CANNOT_COPY = frozenset(
     [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF]
@@ -118,11 +119,19 @@ class PosixReadFile:
 
 
 class PosixWriteFile:
-    """A file made just now; ``always_flush`` where no later flush of everything can be trusted."""
+    """A file made just now; ``always_flush`` where no later flush of everything can be trusted.
 
-    def __init__(self, fd: int, always_flush: bool) -> None:
+    ``begin_flush``: see :class:`~protocol.tree.syscalls.Syscalls`. A large file
+    goes to the disk while its rest is still on its way.
+    """
+
+    def __init__(
+        self, fd: int, always_flush: bool, begin_flush: Callable[[int, int, int], None] | None = None
+    ) -> None:
         self._fd = fd
         self._size = 0
+        self._begun = 0
+        self._begin_flush = begin_flush
         self._hole_at_end = False
         self._always_flush = always_flush
 
@@ -136,6 +145,9 @@ class PosixWriteFile:
                 more = os.write(self._fd, rest[done:])
                 done += more
                 self._size += more
+        if self._size - self._begun >= _BEGIN_BYTES and self._begin_flush is not None:
+            self._begin_flush(self._fd, self._begun, self._size - self._begun)
+            self._begun = self._size
 
     def skip(self, length: int, /) -> None:
         if length > 0:

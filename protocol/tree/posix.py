@@ -187,7 +187,8 @@ class PosixTree:
 
     def create(self, path: str) -> PosixWriteFile:
         folder, name = self._changing(path)
-        return PosixWriteFile(os.open(name, _OPEN_NEW, 0o666, dir_fd=folder.fd), self._flush_all is None)
+        fd = os.open(name, _OPEN_NEW, 0o666, dir_fd=folder.fd)
+        return PosixWriteFile(fd, self._flush_all is None, self._syscalls.begin_flush)
 
     def write_bytes(self, path: str, data: bytes) -> None:
         made = self.create(path)

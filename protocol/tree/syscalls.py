@@ -1,4 +1,4 @@
-"""System calls that Python does not offer: openat2, renameat2, syncfs, and macOS's counterparts.
+"""System calls that Python does not offer: openat2, renameat2, syncfs, sync_file_range; macOS's counterparts.
 
 Each is None where this machine does not have it; :class:`Syscalls` is handed
 to the tree, so that a test can take any of them away.
@@ -23,6 +23,7 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
 # sys/stdio.h of macOS, for renameatx_np
 _MAC_RENAME_SWAP = 2
 _MAC_RENAME_EXCL = 4
@@ -60,6 +61,8 @@ class Syscalls(Value):
     syncfs: Callable[[int], None] | None = None
     # Whether syncfs on this descriptor's file system can be trusted with the only flush.
     syncfs_trusted: Callable[[int], bool] = _never
+    # (file fd, offset, length): have the system begin to write that out. Promises nothing and raises nothing.
+    begin_flush: Callable[[int, int, int], None] | None = None
 
 
 class _OpenHow(ctypes.Structure):
@@ -168,6 +171,19 @@ def _syncfs(libc: ctypes.CDLL) -> Callable[[int], None] | None:
     return syncfs
 
 
+def _begin_flush(libc: ctypes.CDLL) -> Callable[[int, int, int], None] | None:
+    if not hasattr(libc, "sync_file_range"):
+        return None
+    call = libc.sync_file_range
+    call.argtypes, call.restype = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint], ctypes.c_int
+
+    def begin_flush(fd: int, offset: int, length: int) -> None:
+        # What goes wrong with the writing is told by the flush that has to come: no error is used up here.
+        call(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+    return begin_flush
+
+
 def _syncfs_trusted(libc: ctypes.CDLL) -> Callable[[int], bool]:
     # Errors of writeback are reported from Linux 5.8 on (commit 735e4ae5ba28).
     if _linux_release() < (5, 8) or not hasattr(libc, "fstatfs"):
@@ -200,6 +216,7 @@ def _load() -> Syscalls:
         rename_swap=swap,
         syncfs=_syncfs(libc),
         syncfs_trusted=_syncfs_trusted(libc),
+        begin_flush=_begin_flush(libc),
     )
 
 

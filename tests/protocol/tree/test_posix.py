@@ -312,6 +312,37 @@ def test_with_syncfs_one_call_flushes_all(tmp_path: Path, monkeypatch: pytest.Mo
     assert seen == ["small", "big"]
 
 
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path: Path, offered: bool) -> None:
+    begun: list[tuple[int, int]] = []
+
+    def begin(fd: int, offset: int, length: int) -> None:
+        assert os.fstat(fd).st_size == offset + length
+        begun.append((offset, length))
+        if real is not None:
+            real(fd, offset, length)
+
+    real = system().begin_flush
+    tree = PosixTree.open_tree(
+        str(tmp_path), syscalls=evolve(system(), begin_flush=begin if offered else None)
+    )
+    tree.create("small").finish(executable=False, mtime_ns=None)
+    made = tree.create("large")
+    piece = os.urandom(1 << 20) + b"x"
+    for _ in range(40):
+        made.write(piece)
+    made.finish(executable=False, mtime_ns=None)
+    assert tree.read_bytes("large", 1 << 30) == piece * 40
+    if not offered:
+        assert begun == []
+        return
+    # Without gap or overlap, but for the end, which is the flush's.
+    assert len(begun) > 3
+    ends = [offset + length for offset, length in begun]
+    assert [offset for offset, _ in begun] == [0, *ends[:-1]]
+    assert len(piece) * 40 - ends[-1] < 16 << 20
+
+
 def test_a_failed_flush_is_never_forgotten(tmp_path: Path) -> None:
     calls = []
 
