@@ -131,7 +131,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             return repo, head
 
         looking = look_at_local(site, scan, cache.manifest.algorithm, differs)
-        (repo, head), local = await abreast(ask(), looking)
+        local, (repo, head) = await abreast(looking, ask())
         site.failpoints.reach(Step.SCANNED)
         tell_warnings(scan, site.emit)
         site.emit(PhaseStarted(Phase.PLAN))

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,8 +198,14 @@ class Site:
         return Link(self.address, self.config, accept_new_host_key=self.accept_new_host_key)
 
     def connecting(self) -> AbstractAsyncContextManager[None]:
-        """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`."""
-        return self.link.connecting()
+        """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`.
+
+        Without a stat index the scan reads every file and is what takes
+        longest: it is let begin first.
+        """
+        from dsg_client.local.index import INDEX_PATH
+
+        return self.link.connecting() if (self.root / INDEX_PATH).exists() else nullcontext()
 
     def connect(self, *, mending: bool = False) -> AbstractAsyncContextManager[RemoteRepo]:
         """The repository, on a new connection or the one begun; see :meth:`Link.repository`."""

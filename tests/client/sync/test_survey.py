@@ -1,4 +1,4 @@
-"""A scan can be given up at any moment, and tells how far it is."""
+"""A scan can be given up at any moment, tells how far it is, and begins when it should."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dsg_client.local.index import INDEX_PATH, read_index
 from dsg_client.sync.events import Event, Progress
 from dsg_client.sync.survey import look_at_local
 from tests.client.sync.conftest import Ground
@@ -36,6 +37,18 @@ async def test_a_scan_is_given_up_within_a_large_file(ground: Ground) -> None:
         await task
     assert time.monotonic() - begun < 10
     assert not [one for one in threading.enumerate() if one.name.startswith("hash")]
-    from dsg_client.local.index import read_index
-
     assert "input/large" not in [row[0] for row in read_index(site.tree, site.binding("sha256"))]
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+async def test_a_scan_that_must_read_everything_begins_before_the_connection(
+    ground: Ground, remembered: bool
+) -> None:
+    site = await ground.init("ann")
+    site.forget_index()
+    if remembered:
+        site.tree.write_bytes(INDEX_PATH, b"")
+    async with site.connecting():
+        assert (site.link._early is not None) == remembered
+        async with site.connect() as repo:
+            assert repo.opened.repo_id
