@@ -16,12 +16,12 @@ from typing import Any
 
 import asyncssh
 from asyncssh.config import ConfigParseError, SSHClientConfig
-from asyncssh.constants import MSG_IGNORE
 from asyncssh.encryption import get_default_encryption_algs
 
 from dsg_client.remote.address import RemoteAddress
 from dsg_client.remote.dial import dial, silent_host
 from dsg_client.remote.hostkeys import known_name
+from dsg_client.remote.packets import FastChannel, receive_in_pieces, send_no_padding
 from dsg_client.remote.settings import LinkSettings
 from dsg_client.remote.signin import SignIn, reason
 from dsg_client.remote.transport import ExitStatus, Mailbox, Receiver, Tail
@@ -34,13 +34,11 @@ __all__ = ["SshTransport", "open_ssh"]
 # Three times as fast as asyncssh's defaults (2 MiB, 32 KiB), more over long distances.
 WINDOW = 64 * 1024 * 1024
 PACKET = 128 * 1024
-PIECE = 32 * 1024  # of what was received: two of OpenSSH's packets
 HIGH_WATER = 2 * 1024 * 1024
 KEEPALIVE_EVERY = 15
 KEEPALIVES_MISSED = 4
 MOST_HOPS = 8
 UNDOING_LIMIT = 5.0
-_AEAD_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 _FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
 
@@ -87,6 +85,7 @@ async def _start(connection: asyncssh.SSHClientConnection, command: str, road: _
             facts={"host": road.at},
         ) from None
     channel.set_write_buffer_limits(high=HIGH_WATER)
+    FastChannel.install(connection, channel)
     return transport
 
 
@@ -253,8 +252,8 @@ class _Road:
             if sock is not None and connection is None:
                 sock.close()
         self.connections.append(connection)
-        _send_no_padding(connection)
-        _receive_in_pieces(connection)
+        send_no_padding(connection)
+        receive_in_pieces(connection)
         return connection
 
     async def ask(self, prompt: str, secret: bool) -> str | None:
@@ -323,39 +322,6 @@ def _ciphers(config: SSHClientConfig) -> Any:
         return ()
     others = [alg.decode() for alg in get_default_encryption_algs()]
     return [*_FAST_CIPHERS, *(alg for alg in others if alg not in _FAST_CIPHERS)]
-
-
-def _send_no_padding(connection: asyncssh.SSHClientConnection) -> None:
-    """Leave out the empty MSG_IGNORE that asyncssh sends before every packet: half of all packets.
-
-    It hides the state of a CBC cipher from who can inject plaintext (RFC 4251,
-    section 9.3.1). The ciphers that authenticate what they encrypt have no
-    such state.
-    """
-    if connection.get_extra_info("send_cipher") not in _AEAD_CIPHERS:
-        return
-    send_packet = connection.send_packet
-
-    def send(pkttype: int, *args: bytes, **options: Any) -> None:
-        if pkttype != MSG_IGNORE:
-            send_packet(pkttype, *args, **options)
-
-    connection.send_packet = send  # type: ignore[method-assign]
-
-
-def _receive_in_pieces(connection: asyncssh.SSHClientConnection) -> None:
-    """Hand what was received on in parts of a few packets.
-
-    With each packet asyncssh copies all that it was given and has not yet
-    looked at, twice; and asyncio gives it 256 KiB at a time.
-    """
-    data_received = connection.data_received
-
-    def receive(data: bytes, datatype: int | None = None) -> None:
-        for at in range(0, len(data), PIECE):
-            data_received(data[at : at + PIECE], datatype)
-
-    connection.data_received = receive  # type: ignore[method-assign]
 
 
 def _keepalive(config: SSHClientConfig) -> dict[str, int]:
