@@ -323,9 +323,7 @@ def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path: Path, offer
             real(fd, offset, length)
 
     real = system().begin_flush
-    tree = PosixTree.open_tree(
-        str(tmp_path), syscalls=evolve(system(), begin_flush=begin if offered else None)
-    )
+    tree = PosixTree.open_tree(str(tmp_path), syscalls=system().but(begin_flush=begin if offered else None))
     tree.create("small").finish(executable=False, mtime_ns=None)
     made = tree.create("large")
     piece = os.urandom(1 << 20) + b"x"
