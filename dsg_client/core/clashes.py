@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 
-from attrs import define, field, frozen
-
 from dsg_client.core.states import Take
 from protocol.manifest import Entry
 from protocol.paths import collision_key
@@ -32,8 +30,7 @@ class Origin(Enum):
     REMOTE = "remote"  # the plan downloads it
 
 
-@frozen
-class Node:
+class Node(Value):
     """One place of a clash and who stands at or below it.
 
     ``added`` are paths that the plan adds; ``both`` and ``outside`` are one
@@ -138,11 +135,11 @@ def _pass_by(standing: Iterable[Entry], table: Mapping[str, str], keys: set[str]
             keys.add(key)
 
 
-@define
 class _Found:
-    added: list[str] = field(factory=list)
-    both: Entry | None = None
-    outside: Entry | None = None
+    def __init__(self) -> None:
+        self.added: list[str] = []
+        self.both: Entry | None = None
+        self.outside: Entry | None = None
 
 
 def _collect(

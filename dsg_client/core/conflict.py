@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-from attrs import field, frozen
-
 from dsg_client.core.choices import Choice
 from dsg_client.core.states import State, Take
 from protocol.manifest import Entry, same
@@ -62,8 +60,7 @@ class SideChange(Value):
     mtime_ns: int | None = None
 
 
-@frozen
-class Conflict:
+class Conflict(Value):
     """One path whose two sides cannot both stand, with the versions seen.
 
     ``other`` is, where the merged tree would be an impossible one, the entry
@@ -77,7 +74,7 @@ class Conflict:
     cache: Entry | None
     remote: Entry | None
     other: Entry | None = None
-    user: str = field(default="", repr=False)
+    user: str = ""
 
     @property
     def here(self) -> SideChange:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from attrs import frozen
-
 from dsg_client.core.conflict import Conflict, Resolution
 from dsg_client.core.merge import Edit, edited, kept_beside
 from protocol.digest import DEFAULT, hasher
 from protocol.errors import InternalError
 from protocol.manifest import Entry, Manifest
 from protocol.paths import sort_key
+from protocol.value import Value
 
 __all__ = ["Change", "Plan"]
 
@@ -43,8 +42,7 @@ class Change(NamedTuple):
         return self.before is None or self.before[1:3] != self.after[1:3]
 
 
-@frozen(kw_only=True)
-class Plan:
+class Plan(Value):
     """What a sync will do, path by path; every sequence is in canonical order.
 
     No path is in two of ``uploads``, ``downloads``, ``delete_local``,

@@ -30,8 +30,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from attrs import define
-
 from dsg_client.core.choices import Choice
 from dsg_client.core.clashes import Origin, Rival, find_clashes, settle_clashes
 from dsg_client.core.conflict import KIND_OF_STATE, Conflict, ConflictKind, Resolution
@@ -47,20 +45,35 @@ __all__ = ["reconcile"]
 _NO_CHOICES: Mapping[str, Choice] = {}
 
 
-@define
 class _Path:
     """One path that differs somewhere, and what becomes of it."""
 
-    name: str
-    local: Entry | None
-    cache: Entry | None
-    remote: Entry | None
-    row: StateRow
-    action: Action
-    take: Take | None = None  # who won, where there was a conflict
-    chosen: bool = False  # by a choice, not by the preference
-    impossible: ConflictKind | None = None  # where the shape of the merged tree decided
-    other: Entry | None = None  # what it cannot stand beside
+    __slots__ = (
+        "action",
+        "cache",
+        "chosen",
+        "impossible",
+        "local",
+        "name",
+        "other",
+        "remote",
+        "row",
+        "take",
+    )
+
+    def __init__(
+        self, name: str, local: Entry | None, cache: Entry | None, remote: Entry | None, row: StateRow
+    ) -> None:
+        self.name = name
+        self.local = local
+        self.cache = cache
+        self.remote = remote
+        self.row = row
+        self.action = row.action
+        self.take: Take | None = None  # who won, where there was a conflict
+        self.chosen = False  # by a choice, not by the preference
+        self.impossible: ConflictKind | None = None  # where the shape of the merged tree decided
+        self.other: Entry | None = None  # what it cannot stand beside
 
 
 class _Counts(Value):
@@ -141,7 +154,7 @@ def _differing(
         only_local += a is not None
         only_remote += c is not None
         row = classify(a, b, c)
-        paths.append(_Path(entry[0], a, b, c, row, row.action))
+        paths.append(_Path(entry[0], a, b, c, row))
     return paths, forgotten, _Counts(unchanged, unchanged + only_local, unchanged + only_remote, outside)
 
 

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
-from attrs import frozen
 
 from protocol.digest import parse_tagged
 from protocol.errors import IntegrityError, LocalStorageError, VersionError
 from protocol.manifest import Entry, Manifest
 from protocol.tree.fs import TreeFS
+from protocol.value import Value
 
 __all__ = ["CACHE_PATH", "Cache", "decode_cache", "encode_cache", "load_cache"]
 
@@ -41,8 +41,7 @@ _WAY_OUT = (
 )
 
 
-@frozen
-class Cache:
+class Cache(Value):
     """What L and R agreed on at the last sync.
 
     ``record`` is the tagged digest of the snapshot record whose chain C stands

@@ -14,21 +14,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
-
 from dsg_client.local.scope import Scope
 from dsg_client.local.settings import KEYS, Key, Place, unknown_key
 from dsg_client.local.workdir import CONFIG_NAME
 from protocol.errors import ConfigError
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = ["Config", "load_config", "user_settings_path"]
 
 _MAX_BYTES = 256 * 1024
+_NO_SOURCES: Mapping[str, str] = {}
 
 
-@frozen(kw_only=True)
-class Config:
+class Config(Value):
     """The settings in force. ``sources`` tells for each key that was set where its value is from."""
 
     name: str
@@ -41,7 +40,7 @@ class Config:
     connect_timeout: float  # seconds
     user_name: str
     user_id: str
-    sources: Mapping[str, str] = field(factory=dict)
+    sources: Mapping[str, str] = _NO_SOURCES
 
     @property
     def scope(self) -> Scope:

@@ -30,7 +30,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack
-from attrs import frozen
 
 from protocol.paths import sort_key
 from protocol.tree.fs import ReadFile, Stat, TreeFS
@@ -52,8 +51,7 @@ _MAX_BINDING = 4096
 _MARGIN_NS = 20_000_000  # two ticks of the slowest kernel clock in use (HZ=100)
 
 
-@frozen
-class Binding:
+class Binding(Value):
     """What an index is good for: this folder on this machine, and one digest algorithm."""
 
     machine: str

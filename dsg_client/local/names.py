@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-
-from attrs import frozen
+from typing import NamedTuple
 
 from protocol.paths import PathProblem, path_problem, portability_problem
 
@@ -55,8 +54,7 @@ def may_collide(names: Sequence[str]) -> bool:
     return lowered != joined and len(set(lowered.split("/"))) < len(names) + 1
 
 
-@frozen
-class NameFinding:
+class NameFinding(NamedTuple):
     """What is wrong with a name: it is refused, or, when only ``warning``, Windows could not hold it."""
 
     problem: PathProblem

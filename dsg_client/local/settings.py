@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import unicodedata
 from collections.abc import Callable
@@ -199,6 +198,8 @@ def unknown_key(name: str, place: Place) -> str:
     if key is not None and place is Place.USER:
         return f"'{name}' belongs to one tree: write it into its .dsgconfig.yml"
     allowed = sorted({n.partition(".")[0] for n, k in KEYS.items() if place in k.places} | set(_inner(place)))
+    import difflib
+
     near = difflib.get_close_matches(name, allowed, 1, 0.6)
     meant = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(allowed)}"
     return f"unknown key '{escape(name)}'{meant}"

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from attrs import frozen
-
 from dsg_client.local.area import replace_small, storage_error
 from dsg_client.local.lock import LocalLock, take_lock
 from dsg_client.local.machine import machine_id
@@ -24,6 +22,7 @@ from protocol.paths import escape
 from protocol.tree.actions import AREA
 from protocol.tree.fs import TreeFS
 from protocol.tree.posix import PosixTree
+from protocol.value import Value
 
 __all__ = [
     "CONFIG_NAME",
@@ -58,8 +57,7 @@ def find_root(start: str | os.PathLike[str] = ".") -> Path:
     )
 
 
-@frozen
-class Workdir:
+class Workdir(Value):
     """A working folder, opened: its path for messages, its tree for everything else."""
 
     root: Path

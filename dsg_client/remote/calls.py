@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
-from attrs import field, frozen
-
 from dsg_client.remote.exchange import Exchange, Notice
 from dsg_client.remote.session import AgentSession
 from protocol import messages as m
@@ -26,6 +24,7 @@ from protocol.manifest import Entry
 from protocol.paths import RelPath, escape
 from protocol.preamble import Preamble
 from protocol.rows import RowReader, change_row
+from protocol.value import Value
 from protocol.wire_events import DataReceived
 
 __all__ = ["Download", "News", "RemoteAgent", "RemoteRepo", "Upload"]
@@ -153,13 +152,12 @@ class RemoteAgent:
         return asyncio.create_task(send())
 
 
-@frozen
-class RemoteRepo:
+class RemoteRepo(Value):
     """A repository that an agent has open. ``opened``: what it said of it then."""
 
     agent: RemoteAgent
     number: int
-    opened: m.RepoOpened = field(repr=False)
+    opened: m.RepoOpened
 
     # Reading.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from attrs import frozen
-
 from dsg_client.remote.ask import Ask
+from protocol.value import Value
 
 __all__ = ["LinkSettings"]
 
 
-@frozen(kw_only=True)
-class LinkSettings:
+class LinkSettings(Value):
     """Settings of one connection.
 
     ``transport``: ``asyncssh``, or ``openssh`` for the system's ``ssh``.

@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
-
 from dsg_client.core.plan import Plan
 from dsg_client.core.reconcile import reconcile
 from dsg_client.local.cache import Cache
@@ -31,12 +29,12 @@ from dsg_client.sync.transaction import Base
 from protocol.errors import ConfigError, ConflictError, LocalStorageError, Outcome
 from protocol.manifest import Entry, Manifest
 from protocol.paths import escape
+from protocol.value import Value
 
 __all__ = ["Cloned", "clone"]
 
 
-@frozen
-class Cloned:
+class Cloned(Value):
     """A working folder in step with snapshot ``seq``."""
 
     remote: str
@@ -94,7 +92,7 @@ def _with_settings(config: Config, text: str) -> Config:
             f"the repository's own settings cannot be used: {escape(str(error))}",
             hint=f"Make the folder, write a {CONFIG_NAME} into it by hand, and run 'dsg clone' there.",
         ) from None
-    return evolve(config, **chosen)
+    return config.but(**chosen)
 
 
 @asynccontextmanager
@@ -132,7 +130,7 @@ def _refuse_differing(root: Path, config: Config, head: Head) -> None:
 
 def _clone_plan(local: Iterable[Entry], head: Head, config: Config) -> Plan:
     plan = reconcile(local, (), head.manifest, who="", seq=head.record.seq, in_scope=config.scope.in_scope)
-    return evolve(plan, uploads=())
+    return plan.but(uploads=())
 
 
 def _refuse_conflicts(plan: Plan) -> None:

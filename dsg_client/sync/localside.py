@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import evolve
-
 from dsg_client.core.merge import kept_beside
 from dsg_client.core.plan import Change, Plan
 from dsg_client.local.cache import CACHE_PATH, Cache, decode_cache, encode_cache, load_cache
@@ -355,7 +353,7 @@ def _place_cache(tree: TreeFS, journal: Journal, staged: str, applied: Applied) 
         held = {item.path for item in applied.held}
         old = [entry for entry in load_cache(tree) if entry.path in held]
         rest = (entry for entry in new if entry.path not in held)
-        mixed = evolve(new, manifest=Manifest.from_entries(kept_beside(rest, old), new.manifest.algorithm))
+        mixed = new.but(manifest=Manifest.from_entries(kept_beside(rest, old), new.manifest.algorithm))
         beside = f"{Staging(tree, journal.txid).folder}/cache.held"
         try:
             tree.unlink(beside)

@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
-
 from dsg_client.core.conflict import Conflict, What
 from dsg_client.core.guard import MassDeletion
 from dsg_client.core.plan import Plan
@@ -79,8 +77,7 @@ class Changes(Value):
         }
 
 
-@frozen(kw_only=True)
-class SyncResult:
+class SyncResult(Value):
     """What a sync came to. ``state``: ``done``, ``nothing`` or ``dry-run``."""
 
     state: str
@@ -108,8 +105,7 @@ class SyncResult:
         }
 
 
-@frozen(kw_only=True)
-class StatusResult:
+class StatusResult(Value):
     """What a sync would do now."""
 
     offline: bool

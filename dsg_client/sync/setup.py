@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
-
 from dsg_client.local.cache import Cache, encode_cache
 from dsg_client.local.config import Config, load_config
 from dsg_client.local.identity import find_identity
@@ -29,12 +27,12 @@ from protocol.errors import ConfigError, UsageError
 from protocol.manifest import Manifest
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
+from protocol.value import Value
 
 __all__ = ["Initialized", "connect_folder", "init", "rebuild_cache", "set_remote"]
 
 
-@frozen
-class Initialized:
+class Initialized(Value):
     """A new repository, connected with the folder ``directory``."""
 
     remote: str

@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import TypeVar
 
-from attrs import define
-
 from dsg_client.remote.calls import Download, Upload
 from dsg_client.sync.events import Emit, Phase, Progress
 from dsg_client.sync.threads import all_over, over
@@ -25,15 +23,15 @@ __all__ = ["Meter", "changed_error", "fetch", "send", "stepped"]
 T = TypeVar("T")
 
 
-@define
 class Meter:
     """Counts what has moved in both directions, and tells it."""
 
-    emit: Emit
-    files_total: int = 0
-    bytes_total: int = 0
-    files: int = 0
-    bytes: int = 0
+    def __init__(self, emit: Emit, files_total: int = 0, bytes_total: int = 0) -> None:
+        self.emit = emit
+        self.files_total = files_total
+        self.bytes_total = bytes_total
+        self.files = 0
+        self.bytes = 0
 
     def add(self, *, files: int = 0, size: int = 0) -> None:
         """``files`` complete, ``size`` bytes of content moved."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from attrs import evolve
 
 from dsg_client.local.cache import CACHE_PATH, Cache, decode_cache, encode_cache, load_cache
 from dsg_client.local.workdir import Workdir
@@ -81,7 +80,7 @@ def test_the_checksum_is_what_notices() -> None:
     """The negative control: with checksums made to fit, another digest of a file goes unseen."""
     manifest = filled(5).manifest
     changed = Manifest.from_bytes(manifest.to_bytes().replace(bytes([3]) * 32, bytes([9]) * 32))
-    forged = encode_cache(evolve(filled(5), manifest=changed))
+    forged = encode_cache(filled(5).but(manifest=changed))
     honest = encode_cache(filled(5))
     assert list(decode_cache(forged)) != list(decode_cache(honest))
     with pytest.raises(IntegrityError, match="checksum"):

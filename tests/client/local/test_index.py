@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from attrs import evolve
 
 from dsg_client.local.index import (
     INDEX_PATH,
@@ -83,10 +82,10 @@ def test_it_is_good_for_one_machine_folder_and_algorithm(workdir: Workdir) -> No
     save_index(workdir.tree, binding(workdir), put(IndexChanges(), row("a")))
     here = binding(workdir)
     for other in (
-        evolve(here, machine="another"),
-        evolve(here, filesystem=here.filesystem + 1),
-        evolve(here, inode=here.inode + 1),
-        evolve(here, algorithm="blake3"),
+        here.but(machine="another"),
+        here.but(filesystem=here.filesystem + 1),
+        here.but(inode=here.inode + 1),
+        here.but(algorithm="blake3"),
     ):
         assert list(read_index(workdir.tree, other)) == []
     assert rows_of(workdir) == [row("a")]

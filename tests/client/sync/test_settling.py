@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from attrs import evolve
 
 from dsg_client.sync.events import Event, Note, ignore
 from dsg_client.sync.recovery import recover
@@ -68,7 +67,7 @@ async def test_an_interruption_lets_the_lock_go_only_when_nothing_is_at_work_any
 
 async def test_a_device_that_is_numbered_anew_does_not_make_the_folder_a_copy(broken_off: Site) -> None:
     device, inode = broken_off.workdir.device_inode
-    broken_off.workdir = evolve(broken_off.workdir, device_inode=(device + 1, inode))
+    broken_off.workdir = broken_off.workdir.but(device_inode=(device + 1, inode))
     result = await sync(broken_off, SyncOptions(), ignore)
     assert result.state == "nothing"
     assert files(broken_off) == {"x": "newer", "z": "comes"}
@@ -142,7 +141,7 @@ async def test_the_staged_cache_is_durable_before_the_journal_speaks_of_it(groun
     (ann.root / "input").mkdir()
     (ann.root / "input" / "x").write_text("1")
     tree: Any = Noting(ann.tree)
-    ann.workdir = evolve(ann.workdir, tree=tree)
+    ann.workdir = ann.workdir.but(tree=tree)
     await sync(ann, SyncOptions(), ignore)
     (at,) = [n for n, what in enumerate(tree.seen) if what.endswith("/cache")]
     folder = tree.seen[at].rpartition("/")[0]
