@@ -109,6 +109,23 @@ class Manifest(Value):
             max_ext_len=0,
         )
 
+    def taker(self) -> Callable[[int], memoryview]:
+        """A function that gives the encoding of so many entries more, from the first one on."""
+        rows = self._rows()
+        skip, tell = rows.skip, rows.tell
+        encoded = memoryview(self._encoded)
+        at = self._body_at
+
+        def take(count: int) -> memoryview:
+            nonlocal at
+            start = at
+            for _ in range(count):
+                skip()
+            at = self._body_at + tell()
+            return encoded[start:at]
+
+        return take
+
     def to_bytes(self) -> bytes:
         """The canonical encoding."""
         return self._encoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 
 import msgpack
@@ -11,7 +12,7 @@ from dsg_remote_agent.lock import Held
 from dsg_remote_agent.storage.adopt import Adopted
 from dsg_remote_agent.storage.base import Committed, Notice
 from dsg_remote_agent.storage.chain import Head
-from dsg_remote_agent.storage.finish import carry_out
+from dsg_remote_agent.storage.finish import Carried, carry_out
 from dsg_remote_agent.storage.layout import object_path, stands
 from dsg_remote_agent.storage.manifests import write_blocks
 from dsg_remote_agent.storage.merge import ChangeRows, Merged, Step, merge
@@ -91,6 +92,7 @@ class DirectoryTransaction:
         self._actions = _Spool()
         self._record: SnapshotRecord | None = None
         self._journal: Journal | None = None
+        self._next: tuple[StatIndex, array[int]] | None = None  # as the merge gave them
         self._staging.open()
         self.state = RemoteState.BEGUN
 
@@ -178,6 +180,7 @@ class DirectoryTransaction:
         )
         write_prepared(tree, journal)
         self._record, self._journal = record, journal
+        self._next = merged.index, merged.brought
         self.state = RemoteState.PREPARED
         place.failpoints.reach(Moment.REMOTE_PREPARED)
         return record
@@ -312,9 +315,8 @@ class DirectoryTransaction:
         try:
             place.failpoints.reach(Moment.REMOTE_DECIDED)
             self._notice("applying")
-            index = self._index.settled(tree, self._looked)
             adopted = self._adopted.settled_rows(self._looked)
-            notes = carry_out(place, journal, (self._manifest, index), adopted)
+            notes = carry_out(place, journal, self._carried(), adopted)
         except Exception as error:  # noqa: BLE001  it is committed, whatever else went wrong
             notes.append(
                 f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "
@@ -323,6 +325,14 @@ class DirectoryTransaction:
         self.state = RemoteState.DONE
         self._held.release()
         return Committed(prepared.to_bytes(), notes)
+
+    def _carried(self) -> Carried:
+        assert self._next is not None
+        index, brought = self._next
+        paths = (change.path for _, change in self._changes() if isinstance(change, Entry))
+        return Carried(
+            index=index.settled(self._place.tree, self._looked), brought=zip(brought, paths, strict=True)
+        )
 
     def _decide(self) -> None:
         try:

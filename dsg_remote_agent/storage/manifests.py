@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 from dsg_remote_agent.storage.layout import manifest_path
+from protocol.codec import Buffer
 from protocol.errors import IntegrityError
 from protocol.manifest import Manifest
 from protocol.tree.fs import TreeFS
@@ -25,7 +26,7 @@ _LENGTH = struct.Struct(">I")
 _LEVEL = 1  # a third of the size at 100 MB/s; higher levels gain little, as digests do not shrink
 
 
-def write_blocks(tree: TreeFS, path: str, parts: Iterable[bytes]) -> None:
+def write_blocks(tree: TreeFS, path: str, parts: Iterable[Buffer]) -> None:
     """Make the file ``path`` from the canonical bytes, given in parts of any size."""
     out = tree.create(path)
     try:

@@ -8,22 +8,27 @@ bytes.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
 
-from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
+from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex
+from protocol.codec import Buffer
 from protocol.digest import hasher
 from protocol.errors import PathsRefusedError, RemoteProtocolError
-from protocol.manifest import FILE, Entry, Manifest
+from protocol.manifest import FILE, Entry, Manifest, Row
 from protocol.paths import collision_key, sort_key
 from protocol.value import Value
 
-__all__ = ["ChangeRows", "Merged", "Numbered", "Step", "merge", "steps"]
+__all__ = ["ChangeRows", "Merged", "Numbered", "Step", "merge"]
 
 _MAGIC = b"DSGM1\n"
 _PART_BYTES = 1 << 20
+_LONG_BYTES = 1 << 16
+_STRETCH = 1024  # entries
 _SHOWN = 100
 
 Numbered = tuple[int, Entry | str]  # a change with its number, by which its content was sent
@@ -69,20 +74,21 @@ def _decode(row: tuple[Any, ...]) -> Entry | str:
 
 
 class Merged(Value):
-    """The new manifest as its canonical bytes in parts, and what the record says of it."""
+    """The new manifest as its canonical bytes in parts, what the record says of it, and its stat index.
 
-    parts: list[bytes]
+    ``index`` has the base's rows; those of the entries numbered ``brought``,
+    which are the changes that are no deletes, are unknown.
+    """
+
+    parts: list[Buffer]
     digest: str
     entries: int
     size: int
     added: int
     changed: int
     deleted: int
-
-
-class _Counts:
-    def __init__(self) -> None:
-        self.added = self.changed = self.deleted = 0
+    index: StatIndex
+    brought: array[int]
 
 
 class Step(NamedTuple):
@@ -98,111 +104,149 @@ class Step(NamedTuple):
     row: IndexRow | None
 
 
-def steps(base: Manifest, index: StatIndex, changes: Iterable[Numbered]) -> Iterator[Step | Entry]:
-    """Base and numbered changes merged in canonical order: each change a Step, each untouched entry itself.
-
-    ``index`` has a row for each entry of ``base``. RemoteProtocolError for a
-    delete of what the base does not have.
-    """
-    numbered = iter(changes)
-    coming = next(numbered, None)
-    coming_path, coming_key = _key(coming)
-    rest = enumerate(base)
-    for at, entry in rest:
-        path = entry[0]
-        if path != coming_path:
-            key = sort_key(path)
-            while coming is not None and coming_key < key:
-                yield _step(coming, coming_path, None, None)
-                coming = next(numbered, None)
-                coming_path, coming_key = _key(coming)
-        if path == coming_path and coming is not None:
-            yield _step(coming, path, entry, index[at])
-            coming = next(numbered, None)
-            coming_path, coming_key = _key(coming)
-        else:
-            yield entry
-        if coming is None:
-            break
-    for _, entry in rest:
-        yield entry
-    while coming is not None:
-        yield _step(coming, coming_path, None, None)
-        coming = next(numbered, None)
-        coming_path, coming_key = _key(coming)
-
-
-def _key(coming: Numbered | None) -> tuple[str, str]:
-    if coming is None:
-        return "", ""
-    change = coming[1]
-    path = change if isinstance(change, str) else change.path
-    return path, sort_key(path)
-
-
-def _step(coming: Numbered, path: str, was: Entry | None, row: IndexRow | None) -> Step:
-    number, change = coming
-    if isinstance(change, str):
-        if was is None:
-            raise RemoteProtocolError(f"{path!r} is to be deleted, and the head does not have it")
-        return Step(number, path, None, was, row)
-    return Step(number, path, change, was, row)
-
-
 def merge(
     base: Manifest, index: StatIndex, changes: Iterable[Numbered], on_step: Callable[[Step], None]
 ) -> Merged:
     """The new manifest; every change is given to ``on_step`` in order.
 
-    RemoteProtocolError when a file would stand where another's folder is;
-    PathsRefusedError when new names differ from others only in case or normal
-    form.
+    ``index`` has a row for each entry of ``base``. RemoteProtocolError for a
+    delete of what the base does not have, and when a file would stand where
+    another's folder is; PathsRefusedError when new names differ from others
+    only in case or normal form.
     """
-    counts = _Counts()
-    parts: list[bytes] = []
-    packer = msgpack.Packer(autoreset=False)
-    pack = packer.pack
-    entries = size = waiting = 0
-    for item in steps(base, index, changes):
-        if isinstance(item, Step):
-            on_step(item)
-            if item.entry is None:
-                counts.deleted += 1
-                continue
-            counts.added += item.was is None
-            counts.changed += item.was is not None
-            entry = item.entry
-        else:
-            entry = item
-        entries += 1
-        if entry[1] == FILE:
-            size += entry[4]
-        pack(entry)
-        waiting += 1
-        if waiting >= 8192:
-            parts.append(packer.bytes())
-            packer.reset()
-            waiting = 0
-    parts.append(packer.bytes())
-    if counts.added:
+    ahead = _Ahead(base)
+    take = base.taker()
+    parts = _Parts()
+    carried = StatIndex()
+    brought = array("Q")
+    pack = msgpack.Packer().pack
+    taken = size = added = changed = deleted = 0
+    for number, change in changes:
+        entry = None if isinstance(change, str) else change
+        path = change if isinstance(change, str) else change.path
+        at = ahead.go_to(path)
+        was = ahead.entry_of(path)
+        parts.add(take(at - taken))
+        carried.extend(index, taken, at)
+        taken = at
+        if was is not None:
+            take(1)
+            taken += 1
+            size -= _size(was)
+        elif entry is None:
+            raise RemoteProtocolError(f"{path!r} is to be deleted, and the head does not have it")
+        on_step(Step(number, path, entry, was, None if was is None else index[at]))
+        if entry is None:
+            deleted += 1
+            continue
+        added += was is None
+        changed += was is not None
+        size += _size(entry)
+        parts.add(pack(entry))
+        brought.append(len(carried))
+        carried.append(UNKNOWN)
+    ahead.go_to_end()
+    parts.add(take(len(base) - taken))
+    carried.extend(index, taken, len(base))
+    done = parts.end()
+    if added:
         # Only a new path can be in the way of another.
-        _check_tree(parts, base)
-    head: bytes = _MAGIC + msgpack.packb((base.algorithm, entries))
+        _check_tree(done, base)
+    head: bytes = _MAGIC + msgpack.packb((base.algorithm, len(carried)))
     sums = hasher(base.algorithm)
-    for part in (head, *parts):
+    for part in (head, *done):
         sums.update(part)
     return Merged(
-        [head, *parts],
-        f"{base.algorithm}:{sums.digest().hex()}",
-        entries,
-        size,
-        counts.added,
-        counts.changed,
-        counts.deleted,
+        parts=[head, *done],
+        digest=f"{base.algorithm}:{sums.digest().hex()}",
+        entries=len(carried),
+        size=ahead.size + size,
+        added=added,
+        changed=changed,
+        deleted=deleted,
+        index=carried,
+        brought=brought,
     )
 
 
-def _check_tree(parts: Iterable[bytes], base: Manifest) -> None:
+def _size(row: Row) -> int:
+    return row[4] if row[1] == FILE else 0
+
+
+class _Ahead:
+    """A base's entries, decoded a stretch at a time, to find in them the paths of ascending changes.
+
+    ``size``: bytes of the files in all stretches so far.
+    """
+
+    def __init__(self, base: Manifest) -> None:
+        self.size = 0
+        self._rows = base.rows()
+        self._stretch: list[Row] = []
+        self._first = self._at = 0  # the number of the stretch's first entry; a place in the stretch
+
+    def go_to(self, path: str) -> int:
+        """The number of the first entry that does not stand before ``path``."""
+        key = sort_key(path)
+        while True:
+            if self._at < len(self._stretch):
+                if self._stretch[self._at][0] == path:
+                    break
+                if sort_key(self._stretch[-1][0]) >= key:
+                    self._at = bisect_left(self._stretch, key, self._at, key=_sort_key_of)
+                    break
+            if not self._next_stretch():
+                break
+        return self._first + self._at
+
+    def entry_of(self, path: str) -> Entry | None:
+        """The entry gone to, if it is that of ``path``."""
+        here = self._stretch[self._at : self._at + 1]
+        return Entry._make(here[0]) if here and here[0][0] == path else None
+
+    def go_to_end(self) -> None:
+        while self._next_stretch():
+            pass
+
+    def _next_stretch(self) -> bool:
+        self._first += len(self._stretch)
+        self._at = 0
+        self._stretch = list(islice(self._rows, _STRETCH))
+        self.size += sum(row[4] for row in self._stretch if row[1] == FILE)
+        return bool(self._stretch)
+
+
+def _sort_key_of(row: Row) -> str:
+    return sort_key(row[0])
+
+
+class _Parts:
+    """Encoded entries put together: what is short is copied, what is long stays where it lies."""
+
+    def __init__(self) -> None:
+        self._parts: list[Buffer] = []
+        self._waiting = bytearray()
+
+    def add(self, encoded: Buffer) -> None:
+        if len(encoded) < _LONG_BYTES:
+            self._waiting += encoded
+            if len(self._waiting) < _PART_BYTES:
+                return
+            encoded = b""
+        if self._waiting:
+            self._parts.append(self._waiting)
+            self._waiting = bytearray()
+        if encoded:
+            self._parts.append(encoded)
+
+    def end(self) -> list[Buffer]:
+        """All parts; each ends with an entry."""
+        if self._waiting:
+            self._parts.append(self._waiting)
+        return self._parts
+
+
+def _check_tree(parts: Iterable[Buffer], base: Manifest) -> None:
     """Refuse the entries encoded in ``parts`` when they are no possible tree, or make names collide."""
     names = _Names()
     pairs: list[tuple[str, str]] = []

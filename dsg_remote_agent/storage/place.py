@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from dsg_remote_agent.storage.chain import Chain, Head
 from dsg_remote_agent.storage.layout import STAGING, Marker, manifest_path, stands
 from dsg_remote_agent.storage.manifests import damaged, inflate_blocks, read_blocks
-from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex
+from dsg_remote_agent.storage.statindex import UNKNOWN, StatIndex
 from protocol.errors import IntegrityError
 from protocol.manifest import Manifest
 from protocol.paths import sort_key
-from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints
 from protocol.tree.fs import TreeFS
 from protocol.value import Value
@@ -63,11 +62,6 @@ class Place(Value):
                 continue
         raise damaged(self.shown, manifest_path(seq), "it is missing")
 
-    def published(self, record: SnapshotRecord) -> Manifest:
-        """The manifest of a snapshot from its own place; FileNotFoundError when it is not there."""
-        blocks = read_blocks(self.tree, manifest_path(record.seq), self.shown)
-        return inflate_blocks(blocks, record.manifest, record.seq, self.shown)
-
     def index(self, head: Head, manifest: Manifest) -> StatIndex:
         """The stat index for the head's ``manifest``.
 
@@ -83,17 +77,12 @@ class Place(Value):
             except (IntegrityError, OSError):
                 return StatIndex.unknown(len(manifest))
             if len(base) == len(found[1]):
-                return next_index(base, found[1], manifest, head.seq, {})
+                return next_index(base, found[1], manifest, head.seq)
         return StatIndex.unknown(len(manifest))
 
 
-def next_index(
-    base: Manifest, index: StatIndex, new: Manifest, seq: int, rows: Mapping[str, IndexRow]
-) -> StatIndex:
-    """The index for ``new``, snapshot ``seq``: ``rows`` for what it brought, ``index``'s for what is older.
-
-    What it brought and ``rows`` does not tell is unknown.
-    """
+def next_index(base: Manifest, index: StatIndex, new: Manifest, seq: int) -> StatIndex:
+    """The index for ``new``: ``index``'s rows, unknown for what snapshot ``seq`` brought."""
     made = StatIndex()
     older = iter(base)
     was = next(older, None)
@@ -114,7 +103,7 @@ def next_index(
             if entry[7] != seq:
                 continue
             start = at
-        made.append(rows.get(path, UNKNOWN))
+        made.append(UNKNOWN)
     made.extend(index, start, at)
     return made
 

@@ -245,3 +245,15 @@ def test_many_entries_are_not_live_objects() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+@given(trees(), st.lists(st.integers(0, 3)))
+def test_taking_the_encoding_entry_by_entry(entries: list[Entry], counts: list[int]) -> None:
+    manifest = Manifest.from_entries(entries)
+    take = manifest.taker()
+    left = entries
+    for count in counts:
+        count = min(count, len(left))
+        assert bytes(take(count)) == b"".join(msgpack.packb(list(entry)) for entry in left[:count])
+        left = left[count:]
+    assert [Entry._make(found) for found in manifest.rows()] == entries

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsg_remote_agent.storage import merge as merge_module
 from dsg_remote_agent.storage.merge import ChangeRows, Merged, Step, merge
+from dsg_remote_agent.storage.place import next_index
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
 from protocol.errors import PathsRefusedError, RemoteProtocolError
-from protocol.manifest import Entry, Manifest
+from protocol.manifest import FILE, Entry, Manifest
 from protocol.paths import sort_key
 from tests.agent.client import file_entry, link_entry, merged
 
@@ -34,6 +38,10 @@ def run(base: Manifest, changes: list[Entry | str]) -> tuple[Merged, list[Step]]
     seen: list[Step] = []
     ordered = sorted(changes, key=lambda c: sort_key(c if isinstance(c, str) else c.path))
     return merge(base, rows_for(base), enumerate(ordered), seen.append), seen
+
+
+def manifest_from(found: Merged) -> Manifest:
+    return Manifest.from_bytes(b"".join(found.parts), found.digest).validate()
 
 
 def is_tree(paths: Iterable[str]) -> bool:
@@ -67,6 +75,47 @@ def test_the_same_as_the_simple_way(base_paths: set[str], puts: dict[str, bytes]
     for step in seen:
         assert step.row == rows.get(step.path)
         assert (step.was is not None) == (step.path in rows)
+
+
+@pytest.mark.parametrize(("stretch", "long", "part"), [(1, 1, 1), (3, 200, 500), (100, 2_000, 5_000)])
+def test_long_runs_and_short_ones(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, stretch: int, long: int, part: int
+) -> None:
+    """The parts hold whole entries, whatever is copied and whatever stays where it lies."""
+    monkeypatch.setattr(merge_module, "_STRETCH", stretch)
+    monkeypatch.setattr(merge_module, "_LONG_BYTES", long)
+    monkeypatch.setattr(merge_module, "_PART_BYTES", part)
+    paths = [f"{folder}/{name}" for folder in ("a", "a.b", "b/c", "d/é") for name in range(100)]
+    for _ in range(40):
+        share = rng.choice((0.0, 0.01, 0.1, 1.0))
+        base = manifest_of(
+            link_entry(path, "x" * rng.randrange(1, 300), seq=rng.randrange(4))
+            if rng.random() < 0.1
+            else file_entry(path, rng.randbytes(rng.randrange(300)), seq=rng.randrange(4))
+            for path in paths
+            if rng.random() < rng.choice((0.5, 0.99))
+        )
+        had = {entry.path for entry in base}
+        changes: list[Entry | str] = []
+        for path in paths:
+            if rng.random() < share:
+                delete = path in had and rng.random() < 0.4
+                changes.append(path if delete else file_entry(path, rng.randbytes(9), seq=4))
+        changes.sort(key=lambda change: sort_key(change if isinstance(change, str) else change.path))
+        expected = merged(base, changes)
+        found, _ = run(base, changes)
+        assert manifest_from(found).to_bytes() == expected.to_bytes()
+        assert (found.entries, found.size) == (
+            len(expected),
+            sum(entry.size for entry in expected if entry.kind == FILE),
+        )
+        for one in found.parts[1:]:
+            unpacker = msgpack.Unpacker(use_list=False)
+            unpacker.feed(one)
+            assert all(len(row) == 8 for row in unpacker) and unpacker.tell() == len(one)
+        assert list(found.index) == list(next_index(base, rows_for(base), expected, 4))
+        brought = [entry.path for entry in changes if isinstance(entry, Entry)]
+        assert [list(expected)[at].path for at in found.brought] == brought
 
 
 def test_a_delete_of_nothing() -> None:
