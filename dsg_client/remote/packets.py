@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 __all__ = ["FastChannel", "receive_in_pieces", "send_no_padding"]
 
-_KNOWN_VERSIONS = ("2.23.", "2.24.")
+_KNOWN_VERSIONS = ("2.24.",)
 PIECE = 32 * 1024  # of what was received: two of OpenSSH's packets
 _BATCH = 256 * 1024  # of data made into packets before they are written
 
