@@ -60,6 +60,7 @@ class LazyCommands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        _import_asyncio()
         module = importlib.import_module(f"dsg_client.cli.{cmd_name.replace('-', '_')}_command")
         command: click.Command = module.command
         return command
@@ -84,6 +85,20 @@ class LazyCommands(click.Group):
         for section, rows in sections.items():
             with formatter.section(section):
                 formatter.write_dl(rows)
+
+
+def _import_asyncio() -> None:
+    """Import asyncio without ssl, as in a Python that has none: 5 ms less of every command.
+
+    ssl itself can be imported afterwards; only asyncio's own TLS is not there.
+    """
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment] # "there is no such module"
+    try:
+        importlib.import_module("asyncio")
+    finally:
+        del sys.modules["ssl"]
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

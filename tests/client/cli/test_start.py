@@ -1,0 +1,44 @@
+"""What a command imports before it begins to connect: all of it delays every sync."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SLOW = ("asyncssh", "attr", "difflib", "platformdirs", "ssl", "structlog", "tqdm", "yaml", "zstandard")
+
+
+@pytest.mark.parametrize("name", ["sync", "clone", "status"])
+def test_what_is_slow_to_import_is_not_imported(name: str) -> None:
+    found = run(
+        "import click, sys\n"
+        "from dsg_client.cli.main import dsg\n"
+        f"dsg.get_command(click.Context(dsg), {name!r})\n"
+        "import dsg_client.sync.site\n"
+        f"print(sorted(set({SLOW!r}) & set(sys.modules)))\n"
+    )
+    assert found == "[]\n"
+
+
+def test_asyncio_is_whole_but_for_tls_and_ssl_can_still_be_imported() -> None:
+    found = run(
+        "import click, sys\n"
+        "from dsg_client.cli.main import dsg\n"
+        "dsg.get_command(click.Context(dsg), 'sync')\n"
+        "import asyncio, ssl\n"
+        "async def main():\n"
+        "    server = await asyncio.start_server(lambda reader, writer: writer.close(), '127.0.0.1', 0)\n"
+        "    port = server.sockets[0].getsockname()[1]\n"
+        "    reader, writer = await asyncio.open_connection('127.0.0.1', port)\n"
+        "    child = await asyncio.create_subprocess_exec('true')\n"
+        "    return await reader.read(), await child.wait()\n"
+        "print(asyncio.run(main()), ssl.create_default_context() is not None)\n"
+    )
+    assert found == "(b'', 0) True\n"
+
+
+def run(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout
