@@ -250,17 +250,11 @@ def _check_tree(parts: Iterable[Buffer], base: Manifest) -> None:
     """Refuse the entries encoded in ``parts`` when they are no possible tree, or make names collide."""
     names = _Names()
     pairs: list[tuple[str, str]] = []
-    previous = ""
-    previous_key = "\0"
     for part in parts:
         unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
         unpacker.feed(part)
-        for path, *_ in unpacker:
-            key = sort_key(path)
-            if key.startswith(previous_key + "\0"):
-                raise RemoteProtocolError(f"{previous!r} would be both a file and a folder")
-            previous, previous_key = path, key
-            pair = names.enter(path)
+        for row in unpacker:
+            pair = names.enter(row[0])
             if pair:
                 pairs.append(pair)
     pairs = _new_pairs(pairs, base)
@@ -279,17 +273,33 @@ def _refuse(pairs: list[tuple[str, str]]) -> PathsRefusedError:
 
 
 class _Names:
-    """Notices names in one folder that collide, as paths come by in canonical order.
+    """Notices names in one folder that collide, and a file that would be a folder.
 
-    Keeps only the names of the folders that the current path is in.
+    Takes the paths in canonical order, and keeps only the names of the folders that the
+    current path is in.
     """
 
     def __init__(self) -> None:
         self._names: list[dict[str, str]] = [{}]  # of the root, then of each open folder
         self._open: list[str] = []
+        self._prefix = ""  # of the paths in the innermost open folder
+        self._previous = "/"  # no path begins so
 
     def enter(self, path: str) -> tuple[str, str] | None:
-        """Take the next path; a pair of colliding paths, if it makes one."""
+        """Take the next path; a pair of colliding paths, if it makes one.
+
+        RemoteProtocolError when the path before would have to be a folder.
+        """
+        if path.startswith(self._prefix):
+            # Nearly every path is in the folder of the one before it.
+            name = path[len(self._prefix) :]
+            if "/" not in name:
+                self._previous = path
+                known = self._names[-1].setdefault(collision_key(name), name)
+                return None if known == name else (self._prefix + known, path)
+        if path.startswith(self._previous + "/"):
+            raise RemoteProtocolError(f"{self._previous!r} would be both a file and a folder")
+        self._previous = path
         parts = path.split("/")
         last = len(parts) - 1
         depth = 0
@@ -305,6 +315,7 @@ class _Names:
             if level < last:
                 self._open.append(name)
                 self._names.append({})
+        self._prefix = path[: len(path) - len(parts[last])]
         return pair
 
 

@@ -150,6 +150,43 @@ def test_collisions(base: list[str], changes: list[Entry | str], pairs: list[lis
         run(before, changes)
 
 
+def prefixes(paths: Iterable[str]) -> set[str]:
+    return {path[: at + 1].rstrip("/") for path in paths for at, c in enumerate(path + "/") if c == "/"}
+
+
+def test_collisions_among_random_names(rng: random.Random) -> None:
+    refused = 0
+    for _ in range(400):
+        base_paths, new_paths = (
+            {"/".join(rng.choices("aAbBéÉcdefgh", k=rng.randrange(1, 4))) for _ in range(count)}
+            for count in (rng.randrange(12), rng.randrange(1, 4))
+        )
+        if not is_tree(base_paths | new_paths):
+            continue
+        known = prefixes(base_paths)
+        everything = prefixes(base_paths | new_paths)
+        wrong = {
+            frozenset((a, b))
+            for a in everything
+            for b in everything - {a}
+            if a.casefold() == b.casefold()
+            and a.rpartition("/")[0] == b.rpartition("/")[0]
+            and not {a, b} <= known
+        }
+        base = manifest_of(file_entry(path, b"", seq=3) for path in base_paths)
+        changes: list[Entry | str] = [file_entry(path, b"new", seq=4) for path in new_paths]
+        if not wrong:
+            run(base, changes)
+            continue
+        refused += 1
+        with pytest.raises(PathsRefusedError) as caught:
+            run(base, changes)
+        told = {frozenset(pair) for pair in caught.value.facts["collisions"]}
+        # Of a path that makes several, the outermost is told.
+        assert told and told <= wrong
+    assert refused > 20
+
+
 def test_change_rows_by_number() -> None:
     rows = ChangeRows()
     changes: list[Entry | str] = ["a", file_entry("b", b"1"), link_entry("c", "b"), "d/e"]
