@@ -7,13 +7,11 @@ cannot be written stops nothing.
 
 from __future__ import annotations
 
-import importlib
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["log_path", "prepare_log", "write_log"]
+__all__ = ["log_path", "write_log"]
 
 _MAX_BYTES = 1 << 20
 _KEPT = 3
@@ -26,18 +24,14 @@ def log_path() -> Path:
     return Path(platformdirs.user_state_dir("dsg", appauthor=False)) / "client.log"
 
 
-def prepare_log() -> None:
-    """Import in a thread what :func:`write_log` will need: it takes longer than all of DSG's own modules."""
-    threading.Thread(target=importlib.import_module, args=("structlog",), daemon=True).start()
-
-
 def write_log(event: str, **fields: Any) -> None:
     """Append one event with its fields and the time."""
-    # Imported here: most commands write nothing.
+    # Imported here: most commands write nothing. structlog, which the agent's log is made with, would take
+    # longer to import than all of DSG, for one line.
+    import json
     import logging
+    from datetime import UTC, datetime
     from logging.handlers import RotatingFileHandler
-
-    import structlog
 
     path = log_path()
     try:
@@ -52,11 +46,7 @@ def write_log(event: str, **fields: Any) -> None:
     logger = logging.Logger("dsg")  # not one of the tree of loggers: asyncssh's noise stays out
     logger.addHandler(handler)
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # noqa: ARG005  # a full disk is no reason to print
-    structlog.wrap_logger(
-        logger,
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(ensure_ascii=True),
-        ],
-    ).error(event, **fields)
+    when = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    # ensure_ascii keeps control and bidi characters of names out of a terminal.
+    logger.error("%s", json.dumps({**fields, "event": event, "timestamp": when}, default=repr))
     handler.close()

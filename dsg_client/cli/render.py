@@ -114,10 +114,6 @@ class Output:
         elif isinstance(event, PhaseStarted):
             self.detail(f"[{event.phase.value}]")
         elif isinstance(event, Planned):
-            if event.uploads or event.downloads or event.delete_local or event.delete_remote:
-                from dsg_client.cli.logfile import prepare_log
-
-                prepare_log()  # while the server is at it
             self.detail(
                 f"plan: {event.uploads} up ({bytes_text(event.upload_bytes)}), "
                 f"{event.downloads} down ({bytes_text(event.download_bytes)}), "
