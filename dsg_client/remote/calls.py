@@ -69,16 +69,30 @@ class RemoteAgent:
         """Say goodbye. Repeatable, never raises; see :meth:`AgentSession.close`."""
         await self.session.close(undoing=undoing)
 
-    async def open_repo(self, path: str, *, mending: bool = False) -> RemoteRepo:
+    async def open_repo(self, path: str, *, mending: bool = False, have: str | None = None) -> RemoteRepo:
         """Open the repository at ``path`` on the agent's machine.
 
+        ``have``: what :meth:`RemoteRepo.manifest` will be called with; it is
+        asked for in the same breath, which saves a way there and back.
         IntegrityError when its head cannot be read, unless it is opened for ``mending``.
         """
         self._repos += 1
-        opened: m.RepoOpened = await self.ask(m.OpenRepo(repo=self._repos, path=path))
-        repo = RemoteRepo(self, self._repos, opened)
+        number = self._repos
+        opening = await self._request(m.OpenRepo(repo=number, path=path))
+        early: dict[str, Exchange] = {}
+        try:
+            if have is not None:
+                early[have] = await self._request(m.GetManifest(repo=number, have=have))
+            opened: m.RepoOpened = m.parse_result(m.OpenRepo, await opening.response())
+            if opening.has_body:
+                raise RemoteProtocolError("the agent answered repo.open with a body")
+        except BaseException:
+            for exchange in (opening, *early.values()):
+                exchange.cancel()
+            raise
+        repo = RemoteRepo(self, number, opened, early)
         if not opened.head and not mending:
-            await repo.manifest()
+            await repo.manifest(have or "")
             raise IntegrityError(
                 f"the newest snapshot of {escape(path)} could not be read, and now it can",
                 hint="Someone is mending the repository: run the command again.",
@@ -126,9 +140,12 @@ class RemoteAgent:
         self, request: Any, *, body: bool = False, news: News | None = None
     ) -> AsyncIterator[Exchange]:
         """Any request with bodies."""
-        method, params = m.request_wire(request)
-        async with await self.session.request(method, params, body=body, notice=_hearing(news)) as found:
+        async with await self._request(request, body=body, news=news) as found:
             yield found
+
+    async def _request(self, request: Any, *, body: bool = False, news: News | None = None) -> Exchange:
+        method, params = m.request_wire(request)
+        return await self.session.request(method, params, body=body, notice=_hearing(news))
 
     async def send_rows(self, exchange: Exchange, rows: ManyRows) -> None:
         """Send ``rows`` as the body of a request, and its end."""
@@ -153,11 +170,15 @@ class RemoteAgent:
 
 
 class RemoteRepo(Value):
-    """A repository that an agent has open. ``opened``: what it said of it then."""
+    """A repository that an agent has open. ``opened``: what it said of it then.
+
+    ``early``: a manifest that was asked for already, by what the client has.
+    """
 
     agent: RemoteAgent
     number: int
     opened: m.RepoOpened
+    early: dict[str, Exchange]
 
     # Reading.
 
@@ -166,8 +187,10 @@ class RemoteRepo(Value):
 
         ``have``: digest of the record whose manifest the client has.
         """
-        request = m.GetManifest(repo=self.number, have=have)
-        async with self.agent.exchange(request) as exchange:
+        exchange = self.early.pop(have, None)
+        if exchange is None:
+            exchange = await self.agent._request(m.GetManifest(repo=self.number, have=have))
+        async with exchange:
             found: m.ManifestFound = m.parse_result(m.GetManifest, await exchange.response())
             if found.same == exchange.has_body:
                 raise RemoteProtocolError("the agent answered 'same' with a manifest, or 'other' without one")

@@ -68,7 +68,7 @@ async def clone(target: CloneTarget, emit: Emit) -> Cloned:
     emit(PhaseStarted(Phase.CONNECT))
     config = target.config
     with storage_errors("The clone"):
-        async with target.link.repository() as repo:
+        async with target.link.repository(have="") as repo:
             head = await ask_head(repo, None, str(target.link.address))
             if not (target.root / CONFIG_NAME).exists():
                 config = _with_settings(config, repo.opened.settings)

@@ -119,10 +119,12 @@ class Link:
             yield agent
 
     @asynccontextmanager
-    async def repository(self, *, mending: bool = False) -> AsyncIterator[RemoteRepo]:
+    async def repository(
+        self, *, mending: bool = False, have: str | None = None
+    ) -> AsyncIterator[RemoteRepo]:
         """Start an agent and open the repository; see :meth:`RemoteAgent.open_repo`."""
         async with self.agent() as agent:
-            yield await agent.open_repo(self.address.path, mending=mending)
+            yield await agent.open_repo(self.address.path, mending=mending, have=have)
 
 
 class Site:
@@ -207,9 +209,11 @@ class Site:
 
         return self.link.connecting() if (self.root / INDEX_PATH).exists() else nullcontext()
 
-    def connect(self, *, mending: bool = False) -> AbstractAsyncContextManager[RemoteRepo]:
+    def connect(
+        self, *, mending: bool = False, have: str | None = None
+    ) -> AbstractAsyncContextManager[RemoteRepo]:
         """The repository, on a new connection or the one begun; see :meth:`Link.repository`."""
-        return self.link.repository(mending=mending)
+        return self.link.repository(mending=mending, have=have)
 
     # L and C.
 

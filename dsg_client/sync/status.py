@@ -51,7 +51,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
             emit(PhaseStarted(Phase.CONNECT))
 
             async def ask() -> tuple[RemoteRepo, Head]:
-                repo = await stack.enter_async_context(site.connect())
+                repo = await stack.enter_async_context(site.connect(have=cache.record))
                 return repo, await ask_head(repo, cache, str(site.address))
 
             (repo, head), local = await abreast(ask(), looking)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ from dsg_client.remote.address import RemoteAddress
 from dsg_client.remote.calls import RemoteAgent, RemoteRepo
 from dsg_client.remote.link import open_link
 from dsg_client.remote.settings import LinkSettings
+from protocol.codec import Buffer
 from protocol.compress import inflate
 from protocol.errors import (
+    ConfigError,
     DsgError,
     HeadMovedError,
     IntegrityError,
@@ -116,6 +118,38 @@ async def test_a_transaction_and_all_that_can_be_read_of_it(repo: RemoteRepo) ->
     assert (await repo.outcome(TXID, 1)).outcome == "committed"
     assert (await repo.outcome("0" * 32, 2)).outcome == "aborted"
     assert not await repo.outside()
+    assert await repo.recover() == ()
+
+
+async def test_a_manifest_is_asked_for_in_one_breath_with_the_opening(
+    agent: RemoteAgent, repo: RemoteRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await commit(repo, {"input/a": b"1"})
+    written: list[bytes] = []
+    write = agent.session.transport.write
+
+    def note(chunks: Sequence[Buffer]) -> None:
+        written.append(b"".join(chunks))
+        write(chunks)
+
+    monkeypatch.setattr(agent.session.transport, "write", note)
+    opened = await agent.open_repo(str(tmp_path / "r"), have=record.digest)
+    found, encoded = await opened.manifest(record.digest)
+    assert found.same and found.head == record.to_bytes() and encoded == b""
+    assert len(written) == 1
+
+    # An answer serves once, and only the question that it was asked for.
+    found, _ = await opened.manifest(record.digest)
+    assert found.same and len(written) == 2
+    found, _ = await (await agent.open_repo(str(tmp_path / "r"), have="")).manifest(record.digest)
+    assert found.same
+
+
+async def test_what_was_asked_for_along_with_a_failed_opening_is_let_go(
+    agent: RemoteAgent, repo: RemoteRepo, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError):
+        await agent.open_repo(str(tmp_path / "none"), have="")
     assert await repo.recover() == ()
 
 
