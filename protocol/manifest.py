@@ -109,20 +109,25 @@ class Manifest(Value):
             max_ext_len=0,
         )
 
-    def taker(self) -> Callable[[int], memoryview]:
-        """A function that gives the encoding of so many entries more, from the first one on."""
+    def taker(self) -> Callable[[int, int], memoryview]:
+        """A function that gives the encoding of the entries from one number to before another.
+
+        It can only go forward: no number is less than the one before it.
+        """
         rows = self._rows()
         skip, tell = rows.skip, rows.tell
-        encoded = memoryview(self._encoded)
-        at = self._body_at
+        encoded, body_at = memoryview(self._encoded), self._body_at
+        at = 0
 
-        def take(count: int) -> memoryview:
+        def take(start: int, end: int) -> memoryview:
             nonlocal at
-            start = at
-            for _ in range(count):
+            for _ in range(start - at):
                 skip()
-            at = self._body_at + tell()
-            return encoded[start:at]
+            from_byte = body_at + tell()
+            for _ in range(end - start):
+                skip()
+            at = end
+            return encoded[from_byte : body_at + tell()]
 
         return take
 

@@ -124,13 +124,12 @@ def merge(
     for number, change in changes:
         entry = None if isinstance(change, str) else change
         path = change if isinstance(change, str) else change.path
-        at = ahead.go_to(path)
-        was = ahead.entry_of(path)
-        parts.add(take(at - taken))
-        carried.extend(index, taken, at)
+        at, was = ahead.find(path)
+        if at > taken:
+            parts.add(take(taken, at))
+            carried.extend(index, taken, at)
         taken = at
         if was is not None:
-            take(1)
             taken += 1
             size -= _size(was)
         elif entry is None:
@@ -146,7 +145,7 @@ def merge(
         brought.append(len(carried))
         carried.append(UNKNOWN)
     ahead.go_to_end()
-    parts.add(take(len(base) - taken))
+    parts.add(take(taken, len(base)))
     carried.extend(index, taken, len(base))
     done = parts.end()
     if added:
@@ -185,24 +184,24 @@ class _Ahead:
         self._stretch: list[Row] = []
         self._first = self._at = 0  # the number of the stretch's first entry; a place in the stretch
 
-    def go_to(self, path: str) -> int:
-        """The number of the first entry that does not stand before ``path``."""
-        key = sort_key(path)
+    def find(self, path: str) -> tuple[int, Entry | None]:
+        """The number of the first entry that does not stand before ``path``, and the entry of ``path``."""
         while True:
             if self._at < len(self._stretch):
-                if self._stretch[self._at][0] == path:
-                    break
-                if sort_key(self._stretch[-1][0]) >= key:
+                if self._stretch[self._at][0] != path:
+                    key = sort_key(path)
+                    if sort_key(self._stretch[-1][0]) < key:
+                        self._at = len(self._stretch)
+                        continue
                     self._at = bisect_left(self._stretch, key, self._at, key=_sort_key_of)
-                    break
+                here = self._stretch[self._at]
+                number = self._first + self._at
+                if here[0] != path:
+                    return number, None
+                self._at += 1
+                return number, Entry._make(here)
             if not self._next_stretch():
-                break
-        return self._first + self._at
-
-    def entry_of(self, path: str) -> Entry | None:
-        """The entry gone to, if it is that of ``path``."""
-        here = self._stretch[self._at : self._at + 1]
-        return Entry._make(here[0]) if here and here[0][0] == path else None
+                return self._first, None
 
     def go_to_end(self) -> None:
         while self._next_stretch():

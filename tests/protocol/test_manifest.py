@@ -247,13 +247,12 @@ def test_many_entries_are_not_live_objects() -> None:
     assert peak < 4 << 20
 
 
-@given(trees(), st.lists(st.integers(0, 3)))
-def test_taking_the_encoding_entry_by_entry(entries: list[Entry], counts: list[int]) -> None:
+@given(trees(), st.lists(st.integers(0, 12)))
+def test_taking_the_encoding_in_pieces(entries: list[Entry], numbers: list[int]) -> None:
     manifest = Manifest.from_entries(entries)
     take = manifest.taker()
-    left = entries
-    for count in counts:
-        count = min(count, len(left))
-        assert bytes(take(count)) == b"".join(msgpack.packb(list(entry)) for entry in left[:count])
-        left = left[count:]
+    numbers = sorted(min(number, len(entries)) for number in numbers)
+    for start, end in zip(numbers[::2], numbers[1::2], strict=False):
+        expected = b"".join(msgpack.packb(list(entry)) for entry in entries[start:end])
+        assert bytes(take(start, end)) == expected
     assert [Entry._make(found) for found in manifest.rows()] == entries
