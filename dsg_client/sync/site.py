@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +199,8 @@ class Site:
         """The way to the server."""
         return Link(self.address, self.config, accept_new_host_key=self.accept_new_host_key)
 
-    def connecting(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
         """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`.
 
         Without a stat index the scan reads every file and is what takes
@@ -207,7 +208,13 @@ class Site:
         """
         from dsg_client.local.index import INDEX_PATH
 
-        return self.link.connecting() if (self.root / INDEX_PATH).exists() else nullcontext()
+        if not (self.root / INDEX_PATH).exists():
+            yield
+            return
+        async with self.link.connecting():
+            # Git may have to be asked who is syncing: better now than when the server has answered.
+            asyncio.get_running_loop().run_in_executor(None, lambda: self.identity)
+            yield
 
     def connect(
         self, *, mending: bool = False, have: str | None = None

@@ -52,3 +52,12 @@ async def test_a_scan_that_must_read_everything_begins_before_the_connection(
         assert (site.link._early is not None) == remembered
         async with site.connect() as repo:
             assert repo.opened.repo_id
+
+
+async def test_who_is_syncing_is_found_out_while_the_server_is_waited_for(ground: Ground) -> None:
+    site = await ground.init("ann")
+    site.tree.write_bytes(INDEX_PATH, b"")
+    vars(site).pop("identity", None)
+    async with site.connecting(), site.connect():
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert "identity" in vars(site)
