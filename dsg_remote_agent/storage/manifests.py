@@ -74,17 +74,17 @@ def read_blocks(tree: TreeFS, path: str, shown: str) -> Iterator[bytes]:
 
 def inflate_blocks(blocks: Iterable[bytes], digest: str, seq: int, shown: str) -> Manifest:
     """The manifest of snapshot ``seq`` from its blocks; IntegrityError unless its digest is ``digest``."""
-    out = bytearray()
+    pieces = []
     for block in blocks:
         inflater = zlib.decompressobj()
         try:
-            out += inflater.decompress(block, BLOCK_BYTES)
+            pieces.append(inflater.decompress(block, BLOCK_BYTES))
         except zlib.error as error:
             raise damaged(shown, manifest_path(seq), str(error)) from None
         if inflater.unconsumed_tail or not inflater.eof:
             raise damaged(shown, manifest_path(seq), "a block does not end where it should")
     try:
-        return Manifest.from_bytes(bytes(out), digest)
+        return Manifest.from_bytes(b"".join(pieces), digest)
     except IntegrityError as error:
         raise damaged(shown, manifest_path(seq), error.message) from None
 
