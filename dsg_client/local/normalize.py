@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from attrs import frozen
+
 from protocol.errors import LocalStorageError
 from protocol.paths import PathProblem, escape
 from protocol.tree.fs import TreeFS
-from protocol.value import Value
 
 __all__ = ["Normalization", "Rename", "normalize_names", "plan_normalization"]
 
 
-class Rename(Value):
+@frozen
+class Rename:
     """One name to change; both are paths as the folders above are spelled now."""
 
     old: str
     new: str
 
 
-class Normalization(Value):
+@frozen
+class Normalization:
     """What ``--normalize`` can do, deepest first, and what it cannot, with the reason."""
 
     renames: tuple[Rename, ...]

@@ -6,6 +6,8 @@ import asyncio
 import secrets
 from typing import Any
 
+from attrs import evolve, frozen
+
 from dsg_client.core.merge import Edit, edited
 from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.deciding import commit_there
@@ -19,12 +21,12 @@ from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.paths import sort_key
 from protocol.records import SnapshotRecord
-from protocol.value import Value
 
 __all__ = ["Adopted", "adopt"]
 
 
-class Adopted(Value):
+@frozen
+class Adopted:
     """What was, or with ``seq`` None would be, taken in."""
 
     seq: int | None
@@ -63,7 +65,7 @@ async def adopt(site: Site, *, dry_run: bool, message: str, emit: Emit) -> Adopt
             while page.more and page.added:
                 skip += len(page.added)
                 page = await repo.outside(skip)
-                found = found.but(added=found.added + _in_scope(site, page).added)
+                found = evolve(found, added=found.added + _in_scope(site, page).added)
         return found
     with site.workdir.lock("dsg adopt"):
         await settle_leftover(site)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from attrs import asdict, frozen
+
 from dsg_client.local.config import load_config
 from dsg_client.local.identity import find_identity
 from dsg_client.local.workdir import CONFIG_NAME, find_root
@@ -19,7 +21,6 @@ from dsg_client.sync.site import Link, Site, open_site
 from protocol.compress import have_zstd
 from protocol.errors import ConfigError, DsgError
 from protocol.records import SnapshotRecord
-from protocol.value import Value
 from protocol.version import VERSION
 
 __all__ = ["Finding", "doctor"]
@@ -28,7 +29,8 @@ _LOW_SPACE = 1 << 30
 _MOST_SKEW = 60  # seconds between two clocks that nobody minds
 
 
-class Finding(Value):
+@frozen
+class Finding:
     """One thing that was looked at."""
 
     name: str
@@ -38,7 +40,7 @@ class Finding(Value):
 
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
-        return self.to_map()
+        return asdict(self)
 
 
 async def doctor(remote: str | None, *, accept_new_host_key: bool, emit: Emit) -> list[Finding]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from attrs import frozen
-
 from dsg_client.local.scan import Scanned
 from protocol.manifest import LINK, Entry, Manifest
 from protocol.tree.change import Expected
 from protocol.tree.fs import Kind
+from protocol.value import Value
 
 __all__ = ["LocalTree"]
 
 
-@frozen
-class LocalTree:
+class LocalTree(Value):
     """One complete scan. Entries are kept encoded, identities as plain numbers: about 110 bytes an entry."""
 
     manifest: Manifest

@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from attrs import frozen
-
 from dsg_client.core.plan import Plan
 from dsg_client.local.cache import CACHE_PATH, Cache, encode_cache
 from dsg_client.remote.calls import RemoteRepo
@@ -48,6 +46,7 @@ from protocol.paths import escape
 from protocol.transaction import Step
 from protocol.tree.change import TMP
 from protocol.tree.fs import TreeFS
+from protocol.value import Value
 
 __all__ = ["SyncOptions", "abreast", "carry_out", "replace_cache", "sync"]
 
@@ -58,8 +57,7 @@ _REPLANS = 5  # times that a moved head starts a sync again, besides --retries
 _LONGEST_WAIT = 60.0
 
 
-@frozen(kw_only=True)
-class SyncOptions:
+class SyncOptions(Value):
     """What the caller decided. ``prefer``: ``local``, ``remote`` or None."""
 
     dry_run: bool = False
@@ -118,7 +116,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
         ahead: list[asyncio.Future[None]] = []
 
         async def ask() -> tuple[RemoteRepo, Head]:
-            repo = await stack.enter_async_context(site.connect())
+            repo = await stack.enter_async_context(site.connect(have=cache.record))
             if not options.dry_run:
                 await finish_there(site, repo)
             head = await ask_head(repo, cache, str(site.address))

@@ -22,6 +22,12 @@ def test_what_is_slow_to_import_is_not_imported(name: str) -> None:
     assert found == "[]\n"
 
 
+@pytest.mark.parametrize("name", ["run", "clone", "status"])
+def test_nothing_of_a_sync_takes_generated_classes(name: str) -> None:
+    found = run(f"import sys, dsg_client.sync.{name}\nprint('attr' in sys.modules)\n")
+    assert found == "False\n"
+
+
 def test_asyncio_is_whole_but_for_tls_and_ssl_can_still_be_imported() -> None:
     found = run(
         "import click, sys\n"
