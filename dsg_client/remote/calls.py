@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
 
@@ -180,6 +180,19 @@ class RemoteRepo(Value):
     opened: m.RepoOpened
     early: dict[str, Exchange]
 
+    def _forgo(self) -> None:
+        """Give up what was asked for early: the agent answers in order, and nobody would read it first."""
+        while self.early:
+            self.early.popitem()[1].cancel()
+
+    async def _ask(self, request: Any, news: News | None = None) -> Any:
+        self._forgo()
+        return await self.agent.ask(request, news)
+
+    def _exchange(self, request: Any, **options: Any) -> AbstractAsyncContextManager[Exchange]:
+        self._forgo()
+        return self.agent.exchange(request, **options)
+
     # Reading.
 
     async def manifest(self, have: str = "") -> tuple[m.ManifestFound, bytes]:
@@ -201,7 +214,7 @@ class RemoteRepo(Value):
         found: list[bytes] = []
         while first + len(found) <= last:
             request = m.GetRecords(repo=self.number, first=first + len(found), last=last)
-            more: m.RecordsFound = await self.agent.ask(request)
+            more: m.RecordsFound = await self._ask(request)
             found += more.records
             if len(found) > last - first + 1:
                 raise RemoteProtocolError("the agent sent more records than it was asked for")
@@ -211,22 +224,22 @@ class RemoteRepo(Value):
 
     async def snapshot(self, seq: int) -> tuple[bytes, bytes]:
         """The bytes of the record and of the manifest of a snapshot."""
-        async with self.agent.exchange(m.GetSnapshot(repo=self.number, seq=seq)) as exchange:
+        async with self._exchange(m.GetSnapshot(repo=self.number, seq=seq)) as exchange:
             found: m.SnapshotFound = m.parse_result(m.GetSnapshot, await exchange.response())
             return found.record, await _gather(exchange)
 
     async def outside(self, skip: int = 0, news: News | None = None) -> m.OutsideChanges:
         """What was changed on the server outside DSG, without the first ``skip`` added paths."""
-        found: m.OutsideChanges = await self.agent.ask(m.ListOutside(repo=self.number, skip=skip), news)
+        found: m.OutsideChanges = await self._ask(m.ListOutside(repo=self.number, skip=skip), news)
         return found
 
     async def examine(self) -> None:
         """Have the server do now, without the lock, what a :meth:`begin` would spend its time on."""
-        await self.agent.ask(m.Examine(repo=self.number))
+        await self._ask(m.Examine(repo=self.number))
 
     async def recover(self, news: News | None = None) -> tuple[str, ...]:
         """Finish or undo what a crash left; what was done."""
-        found: m.Recovered = await self.agent.ask(m.Recover(repo=self.number), news)
+        found: m.Recovered = await self._ask(m.Recover(repo=self.number), news)
         return found.notes
 
     @asynccontextmanager
@@ -236,7 +249,7 @@ class RemoteRepo(Value):
         The rows are sent while the answer already comes.
         """
         request = m.GetFiles(repo=self.number, seq=seq)
-        async with self.agent.exchange(request, body=True) as exchange:
+        async with self._exchange(request, body=True) as exchange:
             sending = self.agent.send_rows_beside(exchange, rows)
             try:
                 yield Download(exchange)
@@ -257,12 +270,12 @@ class RemoteRepo(Value):
     ) -> m.Begun:
         """Take the repository's lock. LockedError, HeadMovedError, OutsideChangeError: nothing was begun."""
         request = m.Begin(repo=self.number, txid=txid, base=base, user=user, host=host, adopt=adopt)
-        begun: m.Begun = await self.agent.ask(request, news)
+        begun: m.Begun = await self._ask(request, news)
         return begun
 
     async def send_changes(self, txid: str, rows: ManyRows) -> int:
         """Send the whole change: entries to put, ``[path]`` to delete, in canonical order; how many came."""
-        async with self.agent.exchange(m.Changes(repo=self.number, txid=txid), body=True) as exchange:
+        async with self._exchange(m.Changes(repo=self.number, txid=txid), body=True) as exchange:
             await self.agent.send_rows(exchange, rows)
             taken: m.ChangesTaken = m.parse_result(m.Changes, await exchange.response())
             return taken.count
@@ -271,13 +284,13 @@ class RemoteRepo(Value):
     async def upload(self, txid: str, news: News | None = None) -> AsyncIterator[Upload]:
         """Send contents of files, numbered by their rows in ``send_changes``."""
         request = m.Upload(repo=self.number, txid=txid)
-        async with self.agent.exchange(request, body=True, news=news) as exchange:
+        async with self._exchange(request, body=True, news=news) as exchange:
             yield Upload(exchange)
 
     async def adopt(self, txid: str, who: str, paths: Iterable[str]) -> list[Entry | RelPath]:
         """Take in ``paths`` as they are on the server; an entry each, or the path where nothing is."""
         request = m.Adopt(repo=self.number, txid=txid, who=who)
-        async with self.agent.exchange(request, body=True) as exchange:
+        async with self._exchange(request, body=True) as exchange:
             sending = self.agent.send_rows_beside(exchange, ((path,) for path in paths))
             try:
                 found: list[Entry | RelPath] = []
@@ -295,23 +308,23 @@ class RemoteRepo(Value):
         request = m.Prepare(
             repo=self.number, txid=txid, manifest=manifest, message=message, user=user, host=host
         )
-        prepared: m.Prepared = await self.agent.ask(request, news)
+        prepared: m.Prepared = await self._ask(request, news)
         return prepared.record
 
     async def commit(self, txid: str, record: str, news: News | None = None) -> m.Committed:
         """Decide. With the connection lost here the outcome is in doubt: ask ``outcome`` on a new one."""
         request = m.Commit(repo=self.number, txid=txid, record=record)
-        committed: m.Committed = await self.agent.ask(request, news)
+        committed: m.Committed = await self._ask(request, news)
         return committed
 
     async def abort(self, txid: str) -> None:
         """Undo the transaction and release the lock."""
-        await self.agent.ask(m.Abort(repo=self.number, txid=txid))
+        await self._ask(m.Abort(repo=self.number, txid=txid))
 
     async def outcome(self, txid: str, seq: int) -> m.OutcomeFound:
         """What became of a transaction that would have made snapshot ``seq``."""
         request = m.GetOutcome(repo=self.number, txid=txid, seq=seq)
-        found: m.OutcomeFound = await self.agent.ask(request)
+        found: m.OutcomeFound = await self._ask(request)
         return found
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
+import string
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from protocol.errors import (
     RemoteProtocolError,
 )
 from protocol.filestream import OpKind, Packer, unpack
-from protocol.manifest import FILE, Entry, Manifest
+from protocol.manifest import FILE, LINK, Entry, Manifest
 from protocol.messages import Phase
 from protocol.records import SnapshotRecord
 
@@ -151,6 +154,31 @@ async def test_what_was_asked_for_along_with_a_failed_opening_is_let_go(
     with pytest.raises(ConfigError):
         await agent.open_repo(str(tmp_path / "none"), have="")
     assert await repo.recover() == ()
+
+
+@pytest.mark.slow
+async def test_what_nobody_reads_yet_keeps_nothing_else_from_its_answer(
+    agent: RemoteAgent, repo: RemoteRepo, tmp_path: Path, rng: random.Random
+) -> None:
+    """The agent answers in order, and stops within a body larger than the credit until it is read."""
+    base = SnapshotRecord.from_bytes(repo.opened.head)
+    await repo.begin(TXID, base=base.digest, user=WHO, host="here")
+    letters = string.ascii_letters + string.digits
+    links = []
+    for number in range(3500):
+        target = "".join(rng.choices(letters, k=4000))
+        links.append(Entry(f"input/{number:05}", LINK, target.encode(), False, 0, 0, WHO, 1))
+    await repo.send_changes(TXID, links)
+    digest = Manifest.from_entries(links).digest
+    raw = await repo.prepare(TXID, manifest=digest, message="", user=WHO, host="here")
+    record = SnapshotRecord.from_bytes(raw)
+    await repo.commit(TXID, record.digest)
+
+    for ask in (RemoteRepo.recover, RemoteRepo.outside):
+        opened = await agent.open_repo(str(tmp_path / "r"), have="")
+        assert not await asyncio.wait_for(ask(opened), 20)
+        found, encoded = await opened.manifest("")
+        assert not found.same and found.head == raw and len(encoded) > 13_000_000
 
 
 async def test_an_aborted_transaction_leaves_the_head(repo: RemoteRepo) -> None:
