@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 __all__ = ["FastChannel", "receive_in_pieces", "send_no_padding"]
 
-_KNOWN_VERSIONS = ("2.24.",)
+_KNOWN_VERSIONS = ("2.24.1",)
 PIECE = 32 * 1024  # of what was received: two of OpenSSH's packets
 _BATCH = 256 * 1024  # of data made into packets before they are written
 
@@ -97,7 +97,7 @@ class FastChannel:
     @classmethod
     def install(cls, connection: Any, channel: Any) -> bool:
         """Use it for ``channel``, unless this asyncssh is not known."""
-        if not asyncssh.__version__.startswith(_KNOWN_VERSIONS):
+        if asyncssh.__version__ not in _KNOWN_VERSIONS:
             return False
         fast = cls(connection, channel)
         channel._flush_send_buf = fast.flush
@@ -108,6 +108,14 @@ class FastChannel:
 
     def flush(self) -> None:
         """Send what waits, as far as the other side's window allows."""
+        try:
+            self._flush_quickly()
+        except Exception:  # noqa: BLE001 - a nonce may be spent and its packet lost: nothing can follow it
+            self._connection.internal_error()
+        else:
+            self._flush_slowly()
+
+    def _flush_quickly(self) -> None:
         channel = self._channel
         while channel._send_buf and channel._send_window and self._may_seal():
             waiting, datatype = channel._send_buf[0]
@@ -126,7 +134,6 @@ class FastChannel:
             channel._send_buf_len -= count
             channel._send_window -= count
             self._connection._send(packets)
-        self._flush_slowly()
 
     def _may_seal(self) -> bool:
         connection = self._connection
