@@ -251,11 +251,13 @@ def _check_tree(parts: Iterable[Buffer], base: Manifest) -> None:
     pairs: list[tuple[str, str]] = []
     for part in parts:
         unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
-        unpacker.feed(part)
-        for row in unpacker:
-            pair = names.enter(row[0])
-            if pair:
-                pairs.append(pair)
+        # A part may be the whole base: the unpacker copies what it is fed.
+        for at in range(0, len(part), _PART_BYTES):
+            unpacker.feed(part[at : at + _PART_BYTES])
+            for row in unpacker:
+                pair = names.enter(row[0])
+                if pair:
+                    pairs.append(pair)
     pairs = _new_pairs(pairs, base)
     if pairs:
         raise _refuse(pairs)

@@ -64,8 +64,8 @@ def _remove(tree: TreeFS, path: str) -> None:
 
 
 def row_of(stat: Stat) -> IndexRow:
-    """The row for a path that stats like this; unknown when it is neither a file nor a link."""
-    if stat.kind is not Kind.FILE and stat.kind is not Kind.LINK:
+    """The row for a path that stats like this; unknown when it is no file or link, or has no change time."""
+    if (stat.kind is not Kind.FILE and stat.kind is not Kind.LINK) or not stat.ctime_ns:
         return UNKNOWN
     return IndexRow(stat.mtime_ns, stat.ctime_ns, stat.inode, stat.size)
 

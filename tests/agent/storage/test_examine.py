@@ -130,6 +130,13 @@ def test_rows_of_zeros_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert seen.outside.modified == ("a",)
 
 
+def test_without_a_change_time_nothing_is_known(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    stat = PosixTree.open_tree(str(tmp_path)).stat("a")
+    assert row_of(stat) != UNKNOWN
+    assert row_of(stat._replace(ctime_ns=0)) == UNKNOWN
+
+
 def test_a_file_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     tree = PosixTree.open_tree(str(tmp_path))
