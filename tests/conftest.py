@@ -19,6 +19,7 @@ import random
 import secrets
 import shutil
 import signal
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(*programs): programs that the test cannot do without")
+    config.addinivalue_line(
+        "markers", "needs(*programs): programs that the test cannot do without; 'root': its rights"
+    )
     # A shell without job control starts what it puts in the background with Ctrl-C ignored, and every
     # program that the tests start would inherit that.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -122,8 +125,28 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
 
 
+def skip_unless_root(what: str) -> None:
+    """Skip a test that needs ``what``, which only root may do."""
+    if os.geteuid() != 0:
+        pytest.skip(f"{what} needs root; to have it: sudo make test")
+
+
+def mount_or_skip(*words: str) -> None:
+    """``mount`` with these arguments; skips the test where that is not allowed."""
+    skip_unless_root("mounting")
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(
+            f"mount {' '.join(words)}: {done.stderr.strip()}; to have it: sudo make test, in a container "
+            "with --cap-add SYS_ADMIN"
+        )
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    missing = [p for mark in item.iter_markers("needs") for p in mark.args if find_program(p) is None]
+    needed = [program for mark in item.iter_markers("needs") for program in mark.args]
+    if "root" in needed:
+        skip_unless_root("this test")
+    missing = [program for program in needed if program != "root" and find_program(program) is None]
     if missing:
         packages = " ".join(sorted({PACKAGES.get(p, p) for p in missing}))
         pytest.skip(f"{', '.join(missing)} not found; to have it: sudo apt-get install -y {packages}")
@@ -134,9 +157,9 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and os.environ.get("CI") and "install" in str(report.longrepr):
+    if report.skipped and os.environ.get("CI"):
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, where the Makefile installs what is missing: {report.longrepr}"
+        report.longrepr = f"skipped in CI, where all that a test needs is to be had: {report.longrepr}"
     if report.failed and "rng" in getattr(item, "fixturenames", ()):
         report.sections.append(("replay", f"pytest '{item.nodeid}' --seed {item.config.option.seed}"))
     return report

@@ -19,6 +19,8 @@ from hypothesis import given, strategies as st
 @pytest.mark.needs("no-such-program")
 def test_needs(): pass
 
+def test_skips(): pytest.skip("for any reason at all")
+
 def test_draws(rng): print("drawn", rng.random())
 
 @given(st.integers())
@@ -60,9 +62,9 @@ def test_a_run_prints_its_seed_and_replays_from_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_missing_is_named_and_fails_in_ci(tmp_path: Path) -> None:
     told = run(tmp_path)
-    assert "3 passed, 1 skipped" in told
+    assert "3 passed, 2 skipped" in told
     assert "sudo apt-get install -y no-such-program" in told
-    assert "3 passed, 1 error" in run(tmp_path, CI="true")
+    assert "1 failed, 3 passed, 1 error" in run(tmp_path, CI="true")
 
 
 def test_a_test_has_a_home_of_its_own(tmp_path: Path) -> None:

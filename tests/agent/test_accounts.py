@@ -23,7 +23,7 @@ ANN, BOB, EVE = 61201, 61202, 61203
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can take on accounts: run the tests with sudo"),
+    pytest.mark.needs("root"),
 ]
 FIRST = {"a": b"1", "d/b": b"2", "d/c": b"3"}
 SECOND = {"a": b"one", "new/e": b"5"}

@@ -16,6 +16,7 @@ from protocol.errors import DsgError, RemoteStorageError
 from protocol.manifest import Entry
 from protocol.messages import Abort, Changes, Commit, GetOutcome, Recover, Upload
 from tests.agent.client import AgentGone, Client, change_body, changes_of, merged, tree_of, upload_body
+from tests.conftest import mount_or_skip
 
 pytestmark = pytest.mark.slow
 TXID = "tx-faults-001"
@@ -26,10 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs ({done.stderr.strip()}): run the tests with sudo")
+    mount_or_skip("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgpack
-import pytest
 from attrs import define, field, frozen
 
 from tests.e2e.oracle import Cache, File, Link, Record, Tree, Version, digests, photograph
@@ -372,9 +371,3 @@ def only_uploads(base: World, folder: Path) -> Scene:
     bob = world.clients["bob"]
     bob.put_all(MINE)
     return Scene(world, bob, merged(MINE, THEIRS), snapshots=1)
-
-
-def skip_unless_root(what: str) -> None:
-    """Skip a test that needs ``what``, which only root may do."""
-    if os.geteuid() != 0:
-        pytest.skip(f"{what} needs root; to have it: run the tests with sudo")

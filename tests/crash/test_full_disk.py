@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from protocol.transaction import STEPS, Side, Step, StepRow
+from tests.conftest import mount_or_skip
 from tests.crash.conftest import Line
 from tests.crash.scene import MINE, START, THEIRS, Scene, merged, standing, until
 from tests.e2e.world import Client, Ended, World
@@ -83,12 +84,7 @@ def mount() -> Iterator[Mount]:
     mounted: list[Path] = []
 
     def make(folder: Path) -> Disk:
-        told = _mount("-t", "tmpfs", "-o", f"size={SIZE},nr_inodes=2000,mode=0755", "dsg-test", str(folder))
-        if told.returncode:
-            pytest.skip(
-                f"a small file system cannot be mounted ({told.stderr.strip()}): run the tests as root, in a "
-                "container with CAP_SYS_ADMIN"
-            )
+        mount_or_skip("-t", "tmpfs", "-o", f"size={SIZE},nr_inodes=2000,mode=0755", "dsg-test", str(folder))
         mounted.append(folder)
         return Disk(folder)
 

@@ -88,7 +88,7 @@ def ordinary(client: Client) -> Client:
     other.variables = dict(client.variables)
     tried = other.dsg("--version")
     if tried.status:
-        pytest.skip(f"{tried.err.strip()}; run the tests as an ordinary user")
+        pytest.skip(f"{tried.err.strip()}; to have it: make test, as an ordinary user")
     return other
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.conftest import find_program
+from tests.conftest import find_program, skip_unless_root
 
 
 @frozen
@@ -33,8 +33,7 @@ class Account:
 @contextlib.contextmanager
 def unix_accounts(count: int = 2) -> Iterator[list[Account]]:
     """``count`` new accounts that share one new group; skips the test unless root runs it."""
-    if os.geteuid() != 0:
-        pytest.skip("accounts can only be made by root; to have it: run the tests with sudo")
+    skip_unless_root("making accounts")
     for program in ("useradd", "userdel", "groupadd"):
         if find_program(program) is None:
             pytest.skip(f"{program} not found; to have it: sudo apt-get install -y passwd")

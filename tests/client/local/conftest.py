@@ -20,6 +20,7 @@ from dsg_client.local.scan import Scan, Scanned
 from dsg_client.local.scope import Scope
 from dsg_client.local.workdir import Workdir, create_workdir
 from protocol.manifest import Manifest
+from tests.conftest import find_program, mount_or_skip, skip_unless_root
 
 NOBODY = 65534
 
@@ -139,17 +140,15 @@ def versions(found: list[Scanned]) -> list[tuple[str, int, bytes, bool]]:
 @pytest.fixture
 def coarse(tmp_path: Path) -> Iterator[Path]:
     """A mounted file system whose time stamps are whole seconds (ext4 with small inodes)."""
-    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
-        pytest.skip("mounting a file system needs root and mkfs.ext4 (package e2fsprogs)")
+    skip_unless_root("mounting")
+    program = find_program("mkfs.ext4")
+    if program is None:
+        pytest.skip("mkfs.ext4 not found; to have it: sudo apt-get install -y e2fsprogs")
     image, folder = tmp_path / "image", tmp_path / "coarse"
     folder.mkdir()
     with open(image, "wb") as file:
         file.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-I", "128", str(image)], check=True, stderr=subprocess.DEVNULL)
-    mounted = subprocess.run(
-        ["mount", "-o", "loop", str(image), str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no loop device can be mounted here: {mounted.stderr.decode().strip()}")
+    subprocess.run([program, "-q", "-F", "-I", "128", str(image)], check=True, stderr=subprocess.DEVNULL)
+    mount_or_skip("-o", "loop", str(image), str(folder))
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

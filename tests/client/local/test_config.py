@@ -218,9 +218,8 @@ def test_a_shared_group_is_others_and_a_private_one_is_not(root: Path) -> None:
         assert load(root).agent_command == "/bin/agent"
 
 
+@pytest.mark.needs("root")
 def test_a_file_of_another_account_may_not_name_programs(public: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs two accounts: run the tests as root")
     public.chmod(0o755)
     (public / ".dsgconfig.yml").write_text(SENSITIVE)
     (public / ".dsgconfig.yml").chmod(0o644)

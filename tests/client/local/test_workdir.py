@@ -17,6 +17,7 @@ from dsg_client.local.cache import load_cache
 from dsg_client.local.workdir import create_workdir, find_root, open_workdir, refuse_overlap
 from protocol.errors import ConfigError, LocalStorageError, LockedError, VersionError
 from tests.client.local.conftest import as_nobody, empty_cache, give_to_nobody
+from tests.conftest import mount_or_skip
 
 
 def test_the_root_is_found_from_any_folder_below(root: Path) -> None:
@@ -153,9 +154,8 @@ def test_one_that_others_can_write_to_is_refused(root: Path, mode: int) -> None:
         open_workdir(root)
 
 
+@pytest.mark.needs("root")
 def test_one_of_another_account_is_refused(public: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs two accounts: run the tests as root")
     create_workdir(public, empty_cache()).close()
     (public / ".dsg").chmod(0o755)
     assert "belongs to another account" in as_nobody(lambda: open_workdir(public))
@@ -319,14 +319,10 @@ def test_a_link_does_not_hide_an_overlap(tmp_path: Path) -> None:
 
 
 def test_a_bind_mount_does_not_hide_an_overlap(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
     local, other = tmp_path / "local", tmp_path / "other"
     local.mkdir()
     other.mkdir()
-    done = subprocess.run(["mount", "--bind", str(local), str(other)], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.decode().strip()}")
+    mount_or_skip("--bind", str(local), str(other))
     try:
         with pytest.raises(ConfigError):
             refuse_overlap(local, other / "repo")

@@ -8,12 +8,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pytest
-
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="other accounts are only to be had by root: sudo make test, or a container"
-)
-
 
 def as_account(uid: int, gid: int, groups: Sequence[int], umask: int, call: Callable[[], object]) -> None:
     """Run ``call`` in a child process with these ids; AssertionError when it fails there."""

@@ -17,7 +17,7 @@ from protocol.tree.fs import Kind
 from protocol.tree.posix import PosixTree
 from protocol.tree.probe import probe
 from protocol.tree.syscalls import Syscalls, system
-from tests.protocol.tree.accounts import as_account, needs_root, reachable
+from tests.protocol.tree.accounts import as_account, reachable
 from tests.protocol.tree.recorder import Killed, Recorder
 from tests.protocol.tree.scenario import AFTER, build, commit, contents, recover
 
@@ -211,7 +211,7 @@ def test_modes_follow_the_umask(
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == plain
 
 
-@needs_root
+@pytest.mark.needs("root")
 @pytest.mark.parametrize("modern", [True, False], ids=["modern", "plain"])
 def test_two_accounts_of_a_group_change_and_recover_one_tree(tmp_path: Path, modern: bool) -> None:
     """Ann's killed transaction is finished by Bob, whose own replaces Ann's files."""
@@ -400,7 +400,7 @@ def test_probing_finds_what_is_there(tree: PosixTree) -> None:
     assert tree.capabilities is found
 
 
-@needs_root
+@pytest.mark.needs("root")
 def test_probing_writes_nothing_where_it_may_not(tmp_path: Path) -> None:
     reachable(tmp_path)
     (tmp_path / ".dsg").mkdir()

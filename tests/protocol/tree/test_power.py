@@ -21,7 +21,7 @@ from tests.protocol.tree.scenario import build, commit, problems, recover
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root: sudo make test, or a container"),
+    pytest.mark.needs("root"),
 ]
 
 _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN
@@ -82,7 +82,10 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
         with made.mounted():
             pass
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"this machine mounts no {request.param} image: {error.stderr.decode().strip()}")
+        pytest.skip(
+            f"mounting {request.param}: {error.stderr.decode().strip()}; to have it: sudo make test, in a "
+            "container with --cap-add SYS_ADMIN on a kernel with that file system"
+        )
     return made
 
 
