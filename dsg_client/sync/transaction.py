@@ -13,14 +13,14 @@ commit was sent; from there the outcome is found out, and followed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from dsg_client.core.plan import Plan
 from dsg_client.local.cache import Cache
 from dsg_client.local.index import IndexChanges
 from dsg_client.remote.calls import RemoteRepo
+from dsg_client.sync.beginning import begin_there
 from dsg_client.sync.deciding import commit_there
 from dsg_client.sync.events import Note, Phase, PhaseStarted
 from dsg_client.sync.localside import LocalSide, Settled, settle, storage_error
@@ -37,13 +37,10 @@ from protocol.errors import (
     InterruptedSyncError,
     LocalChangedError,
     Outcome,
-    OutsideChangeError,
     RemoteProtocolError,
-    RemoteStorageError,
 )
 from protocol.manifest import FILE, Manifest
 from protocol.messages import OutsideChanges
-from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.transaction import Step
 from protocol.tree.change import JournalState, read_journal
@@ -51,11 +48,6 @@ from protocol.tree.send import Source, payloads
 from protocol.value import Value
 
 __all__ = ["Base", "Done", "Transaction"]
-
-
-# Files that nobody synced, of which one that matters is looked for. Such a file is never lost: what is put in
-# its place moves it to safety.
-_MOST_STRAYS = 5000
 
 
 class Base(Value):
@@ -137,34 +129,16 @@ class Transaction:
         return self
 
     async def _begin(self) -> None:
-        site = self._site
         # Set before the answer: a cancelled begin may have begun.
         self._begun = True
-        try:
-            begun = await self._repo.begin(
-                self._txid, base=self._base.head.digest, user=site.user, host=site.host
-            )
-        except OutsideChangeError as error:
-            # The server knows nothing of the scope: what does not matter here is left out of the list.
-            told = _told(error.facts, site.scope.in_scope)
-            raise (outside_error(told) if told else error) from None
-        self._notes += begun.notes
-        outside, seen = begun.outside, 0
-        while outside:
-            if not self._accept_outside(outside):
-                raise outside_error(_in_scope(outside, site.scope.in_scope))
-            seen += len(outside.added)
-            if not (outside.more and outside.added) or seen >= _MOST_STRAYS:
-                break
-            # An answer tells of a thousand, and each takes a walk over the whole tree.
-            outside = await self._repo.outside(seen)
-        need = self._plan.upload_bytes
-        if need > begun.free:
-            raise RemoteStorageError(
-                f"not enough space on the server: {need:,} bytes are to be sent, and {begun.free:,} are free",
-                hint="Ask the server's administrator for space, then run 'dsg sync' again.",
-                facts={"needed": need, "free": begun.free},
-            )
+        self._notes += await begin_there(
+            self._site,
+            self._repo,
+            self._txid,
+            base=self._base.head.digest,
+            need=self._plan.upload_bytes,
+            accept=self._accept_outside,
+        )
 
     # The bytes.
 
@@ -416,49 +390,3 @@ class Transaction:
         if self._journaled:
             drop_prepared(self._site.tree, self._txid)
         self._local.abandon()
-
-
-def _told(facts: Mapping[str, Any], in_scope: Callable[[str], bool]) -> OutsideChanges:
-    """What a server's refusal says of the changes, as far as it says what it should."""
-
-    def paths(name: str) -> tuple[str, ...]:
-        told = facts.get(name)
-        return tuple(path for path in told[:1000] if isinstance(path, str)) if isinstance(told, list) else ()
-
-    more = facts.get("more")
-    return OutsideChanges(
-        modified=paths("modified"),
-        deleted=paths("deleted"),
-        added=tuple(path for path in paths("added") if in_scope(path)),
-        more=more if isinstance(more, int) and more > 0 else 0,
-    )
-
-
-def _in_scope(outside: OutsideChanges, in_scope: Callable[[str], bool]) -> OutsideChanges:
-    """The changes without new files that nobody would sync; all of them when nothing else is left."""
-    added = tuple(path for path in outside.added if in_scope(path))
-    if not (added or outside.modified or outside.deleted):
-        return outside
-    return OutsideChanges(modified=outside.modified, deleted=outside.deleted, added=added, more=outside.more)
-
-
-def outside_error(outside: OutsideChanges) -> OutsideChangeError:
-    """The repository's folder was changed without DSG."""
-    groups = []
-    for word, paths in (("changed", outside.modified), ("gone", outside.deleted), ("new", outside.added)):
-        groups += [f"  {word:<8} {escape(path)}" for path in paths[:10]]
-    total = len(outside.modified) + len(outside.deleted) + len(outside.added)
-    count = f"{total} {'file' if total == 1 else 'files'}" if not outside.more else f"More than {total} files"
-    were = "was" if count.startswith("1 ") else "were"
-    if total > len(groups):
-        groups.append("  ...")
-    return OutsideChangeError(
-        f"{count} on the server {were} changed outside DSG:\n" + "\n".join(groups),
-        hint="'dsg adopt' takes these changes in; or put the files back as they were on the server.",
-        facts={
-            "modified": list(outside.modified),
-            "deleted": list(outside.deleted),
-            "added": list(outside.added),
-            "more": outside.more,
-        },
-    )
