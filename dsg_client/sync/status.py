@@ -54,7 +54,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
                 repo = await stack.enter_async_context(site.connect(have=cache.record))
                 return repo, await ask_head(repo, cache, str(site.address))
 
-            (repo, head), local = await abreast(ask(), looking)
+            local, (repo, head) = await abreast(looking, ask())
             seq = head.record.seq
             plan = await asyncio.to_thread(plan_sync, site, local, cache, head.manifest, seq + 1, None)
             since = await records_since(repo, cache, head, plan)
