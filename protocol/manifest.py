@@ -144,7 +144,7 @@ class Manifest(Value):
             pack.pack(entry)
             count += 1
         body = pack.getbuffer()
-        head = _MAGIC + msgpack.packb((algorithm, count))
+        head = _head(algorithm, count)
         encoded = head + bytes(body)
         return cls(algorithm, count, _digest(algorithm, encoded), encoded, len(head))
 
@@ -169,6 +169,11 @@ class Manifest(Value):
         if expected_digest is not None and digest != expected_digest:
             raise IntegrityError(f"a manifest is damaged: its digest is {digest}, expected {expected_digest}")
         return cls(algorithm, count, digest, encoded, len(_MAGIC) + unpacker.tell())
+
+    @classmethod
+    def known(cls, algorithm: str, count: int, digest: str, encoded: bytes) -> Manifest:
+        """A manifest that this program has made in another process: its digest is not worked out again."""
+        return cls(algorithm, count, digest, encoded, len(_head(algorithm, count)))
 
     def validate(self) -> Manifest:
         """Check every entry (hostile input); returns self. IntegrityError names the first bad one.
@@ -224,6 +229,11 @@ def check_entry(row: Any) -> Entry:
     else:
         raise ValueError(f"{path!r}: unknown kind of entry")
     return entry
+
+
+def _head(algorithm: str, count: int) -> bytes:
+    packed: bytes = msgpack.packb((algorithm, count))
+    return _MAGIC + packed
 
 
 def _digest(algorithm: str, encoded: bytes) -> str:

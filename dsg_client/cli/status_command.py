@@ -33,6 +33,7 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
       dsg status --check -q      for scripts: exit 20 when changes wait
       dsg status --verify        read every byte: finds silent damage
     """
+    from dsg_client.sync.ahead import ahead_of
     from dsg_client.sync.site import open_site
 
     site = open_site(accept_new_host_key=accept_new_host_key)
@@ -44,7 +45,8 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
 
             return await status(site, offline=offline, verify=verify, emit=output.on_event)
 
-    found = run(main())
+    with ahead_of(site, None, verify=verify):
+        found = run(main())
     output.finish_progress()
     waiting = bool(found.changes or found.conflicts)
     code = (3 if found.conflicts else CHANGES_WAIT) if check and waiting else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -49,6 +50,7 @@ def command(
                                         (yours are kept in .dsg/replaced)
       dsg sync --quiet --retries 5      from a script
     """
+    from dsg_client.sync.ahead import ahead_of
     from dsg_client.sync.site import open_site
 
     site = open_site(accept_new_host_key=accept_new_host_key)
@@ -68,7 +70,9 @@ def command(
             )
             return await sync(site, options, output.on_event)
 
-    result = run(main())
+    # Names that are normalized first must not be looked at before.
+    with nullcontext() if normalize else ahead_of(site, None if dry_run else "dsg sync"):
+        result = run(main())
     output.finish_progress()
     output.result(result.fields())
     if result.state == "done":

@@ -18,6 +18,7 @@ from dsg_client.local.workdir import CONFIG_NAME, open_workdir
 from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.localside import storage_errors
+from dsg_client.sync.looking import Look
 from dsg_client.sync.results import conflict_text
 from dsg_client.sync.run import carry_out, replace_cache
 from dsg_client.sync.settling import held_notes, settle_leftover
@@ -149,9 +150,9 @@ async def _clone_into(site: Site, repo: RemoteRepo, head: Head) -> Cloned:
         # An interrupted clone was decided, and settling has just finished it.
         return Cloned(str(site.address), cache.repo_id, str(site.root), cache.seq, 0, len(cache), 0)
     algorithm = head.manifest.algorithm
-    scan = site.scan(algorithm)
-    local = await look_at_local(site, scan, algorithm)
-    tell_warnings(scan, site.emit)
+    looked = await look_at_local(site, Look(site, algorithm))
+    local = looked.local
+    tell_warnings(looked, site.emit)
     plan = await asyncio.to_thread(_clone_plan, local, head, site.config)
     _refuse_conflicts(plan)
     empty = Manifest.from_entries((), algorithm)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from dsg_client.local.scan import Scanned
+from protocol.codec import Buffer
 from protocol.manifest import LINK, Entry, Manifest
 from protocol.tree.change import Expected
 from protocol.tree.fs import Kind
@@ -38,6 +40,32 @@ class LocalTree(Value):
             tick(count)
 
         return cls(Manifest.from_entries(entries(), algorithm), numbers, times)
+
+    def sent(self) -> tuple[tuple[Any, ...], list[Buffer]]:
+        """For another process on this machine: plain values, and what is large beside them."""
+        manifest = self.manifest
+        parts: list[Buffer] = [
+            manifest.to_bytes(),
+            memoryview(self._numbers).cast("B"),
+            memoryview(self._times).cast("B"),
+        ]
+        return (manifest.algorithm, manifest.count, manifest.digest, *map(len, parts)), parts
+
+    @classmethod
+    def received(cls, head: tuple[Any, ...], read: Callable[[int], bytes]) -> LocalTree:
+        """What :meth:`sent` gave; EOFError when ``read`` has too little."""
+        algorithm, count, digest, *lengths = head
+        parts = []
+        for length in lengths:
+            part = read(length)
+            if len(part) != length:
+                raise EOFError
+            parts.append(part)
+        manifest = Manifest.known(algorithm, count, digest, parts[0])
+        numbers, times = array("Q"), array("q")
+        numbers.frombytes(parts[1])
+        times.frombytes(parts[2])
+        return cls(manifest, numbers, times)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.manifest)

@@ -16,6 +16,7 @@ from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Attempt, Emit, Note, Phase, PhaseStarted, Planned
 from dsg_client.sync.localside import storage_errors
 from dsg_client.sync.localtree import LocalTree
+from dsg_client.sync.looking import Look, Looking
 from dsg_client.sync.results import Changes, SyncResult
 from dsg_client.sync.settling import describe_pending, finish_there, held_notes, settle_leftover
 from dsg_client.sync.site import Site
@@ -99,19 +100,20 @@ async def sync(site: Site, options: SyncOptions, emit: Emit) -> SyncResult:
 
 
 async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
+    begun = site.ahead.take_look() if site.ahead is not None else None
     async with AsyncExitStack() as stack:
         if not options.dry_run:
-            stack.enter_context(site.workdir.lock("dsg sync"))
+            stack.enter_context(site.lock("dsg sync"))
             site.failpoints.reach(Step.LOCAL_LOCKED)
-            await settle_leftover(site)
+            if begun is None:
+                await settle_leftover(site)
         elif pending := describe_pending(site.tree):
             site.emit(Note(pending, warning=True))
         cache = site.cache()
         if options.normalize and not options.dry_run:
             await to_the_end(_normalize, site, cache.manifest.algorithm)
         site.emit(PhaseStarted(Phase.CONNECT))
-        scan = site.scan(cache.manifest.algorithm)
-
+        look: Looking = begun or Look(site, cache.manifest.algorithm)
         differs = asyncio.Event()
         ahead: list[asyncio.Future[None]] = []
 
@@ -122,16 +124,16 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             head = await ask_head(repo, cache, str(site.address))
             if not options.dry_run and repo.opened.role != "read":
                 await differs.wait()
-                if scan.differs:
+                if look.differs:
                     # Something will be sent, it seems: the server looks at its tree while we look at ours.
                     ahead.append(asyncio.ensure_future(repo.examine()))
                     stack.callback(_let_go, ahead)
             return repo, head
 
-        looking = look_at_local(site, scan, cache.manifest.algorithm, differs)
-        local, (repo, head) = await abreast(looking, ask())
+        looked, (repo, head) = await abreast(look_at_local(site, look, differs), ask())
+        local = looked.local
         site.failpoints.reach(Step.SCANNED)
-        tell_warnings(scan, site.emit)
+        tell_warnings(looked, site.emit)
         site.emit(PhaseStarted(Phase.PLAN))
         plan = await asyncio.to_thread(
             plan_sync,

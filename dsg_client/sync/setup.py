@@ -18,6 +18,7 @@ from dsg_client.remote.address import RemoteAddress, parse_address
 from dsg_client.remote.calls import RemoteAgent
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.localtree import LocalTree
+from dsg_client.sync.looking import Look
 from dsg_client.sync.run import replace_cache
 from dsg_client.sync.site import Link, Site
 from dsg_client.sync.survey import Head, ask_head, look_at_local
@@ -192,8 +193,8 @@ async def rebuild_cache(site: Site) -> str:
     async with site.connect() as repo:
         head = await ask_head(repo, None, str(site.address))
     algorithm = head.manifest.algorithm
-    local = await look_at_local(site, site.scan(algorithm), algorithm)
-    manifest = await asyncio.to_thread(_agreed, local, head, site)
+    looked = await look_at_local(site, Look(site, algorithm))
+    manifest = await asyncio.to_thread(_agreed, looked.local, head, site)
     record = head.record
     replace_cache(site.tree, Cache(record.repo_id, record.digest, record.seq, site.scope.digest, manifest))
     return f"the cache was made anew from s{record.seq}: {len(manifest):,} files are the same on both sides"

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from dsg_client.local.index import Binding, FileClock, IndexChanges
     from dsg_client.local.scan import Scan
     from dsg_client.local.scope import Scope
+    from dsg_client.local.workdir import LocalLock
     from dsg_client.remote.calls import RemoteAgent, RemoteRepo
+    from dsg_client.sync.ahead import Ahead
 
 __all__ = ["Link", "Site", "describe_config", "open_site"]
 
@@ -144,6 +146,8 @@ class Site:
         self.accept_new_host_key = accept_new_host_key
         self.emit = emit
         self.failpoints = failpoints or parse_failpoints(os.environ.get("DSG_FAILPOINTS", ""))
+        #: The lock and the look that were begun before all else.
+        self.ahead: Ahead | None = None
 
     @property
     def root(self) -> Path:
@@ -201,16 +205,7 @@ class Site:
 
     @asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
-        """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`.
-
-        Without a stat index the scan reads every file and is what takes
-        longest: it is let begin first.
-        """
-        from dsg_client.local.index import INDEX_PATH
-
-        if not (self.root / INDEX_PATH).exists():
-            yield
-            return
+        """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`."""
         async with self.link.connecting():
             # Git may have to be asked who is syncing: better now than when the server has answered.
             asyncio.get_running_loop().run_in_executor(None, lambda: self.identity)
@@ -223,6 +218,11 @@ class Site:
         return self.link.repository(mending=mending, have=have)
 
     # L and C.
+
+    def lock(self, command: str) -> LocalLock:
+        """The folder's lock, taken now or already; see :meth:`Workdir.lock`."""
+        held = self.ahead.take_lock() if self.ahead is not None else None
+        return held or self.workdir.lock(command)
 
     def cache(self) -> Cache:
         """C; an error when it is missing or damaged, never empty."""
@@ -263,6 +263,7 @@ class Site:
         """Put news into the stat index. It is a cache: a failure costs the next scan time, and no more."""
         from dsg_client.local.index import save_index
 
+        self._settle_ahead()
         try:
             save_index(self.tree, self.binding(algorithm), changes)
         except OSError:
@@ -272,10 +273,16 @@ class Site:
         """Read every file again at the next scan."""
         from dsg_client.local.index import INDEX_PATH
 
+        self._settle_ahead()
         try:
             self.tree.unlink(INDEX_PATH)
         except OSError:
             pass
+
+    def _settle_ahead(self) -> None:
+        # Two that save at once would lose the one's rows.
+        if self.ahead is not None:
+            self.ahead.over()
 
     def remote_fields(self) -> dict[str, Any]:
         """What ``dsg remote`` shows."""

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dsg_client.core.guard import mass_deletions
 from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
+from dsg_client.sync.looking import Look
 from dsg_client.sync.results import Changes, StatusResult
 from dsg_client.sync.run import abreast
 from dsg_client.sync.settling import describe_pending
@@ -39,12 +40,13 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
     pending = describe_pending(site.tree)
     cache = site.cache()
     algorithm = cache.manifest.algorithm
-    scan = site.scan(algorithm, verify=verify)
-    looking = look_at_local(site, scan, algorithm)
+    look = site.ahead.take_look() if site.ahead is not None else None
+    looking = look_at_local(site, look or Look(site, algorithm, verify=verify))
     since: Mapping[int, SnapshotRecord] = {}
     if offline:
         # What L did since the last sync is what a sync would do if R had not moved.
-        local, seq = await looking, cache.seq
+        looked, seq = await looking, cache.seq
+        local = looked.local
         plan = await asyncio.to_thread(plan_sync, site, local, cache, cache.manifest, seq + 1, None)
     else:
         async with AsyncExitStack() as stack:
@@ -54,16 +56,17 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
                 repo = await stack.enter_async_context(site.connect(have=cache.record))
                 return repo, await ask_head(repo, cache, str(site.address))
 
-            local, (repo, head) = await abreast(looking, ask())
+            looked, (repo, head) = await abreast(looking, ask())
+            local = looked.local
             seq = head.record.seq
             plan = await asyncio.to_thread(plan_sync, site, local, cache, head.manifest, seq + 1, None)
             since = await records_since(repo, cache, head, plan)
-    tell_warnings(scan, emit)
+    tell_warnings(looked, emit)
     announce_rules(cache, site.scope, plan, emit)
     if pending:
         emit(Note(pending, warning=True))
-    if scan.rotten:
-        for path in scan.rotten[:20]:
+    if looked.rotten:
+        for path in looked.rotten[:20]:
             emit(
                 Note(f"content changed under unchanged times, look at the disk: {escape(path)}", warning=True)
             )
@@ -77,6 +80,6 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
         conflicts=plan.conflicts,
         pending=pending,
         since=since,
-        rotten=tuple(scan.rotten),
+        rotten=looked.rotten,
         guard=mass_deletions(plan, vanished_folders(plan, local, site.scope)),
     )

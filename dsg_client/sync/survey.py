@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterable, Mapping
 
 from dsg_client.core.guard import refuse_mass_deletion
@@ -11,13 +10,12 @@ from dsg_client.core.plan import Plan
 from dsg_client.core.reconcile import reconcile
 from dsg_client.core.states import Take
 from dsg_client.local.cache import Cache
-from dsg_client.local.hashing import Stopped
 from dsg_client.local.lacking import supply_lacking
-from dsg_client.local.scan import Scan
 from dsg_client.local.scope import Scope, Zone
 from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted, Progress
 from dsg_client.sync.localtree import LocalTree
+from dsg_client.sync.looking import Looked, Looking
 from dsg_client.sync.results import conflict_fields, conflict_text
 from dsg_client.sync.site import Site
 from dsg_client.sync.threads import all_over
@@ -89,46 +87,29 @@ def _checked(encoded: bytes, record: SnapshotRecord) -> Manifest:
     return Manifest.from_bytes(encoded, record.manifest).validate()
 
 
-async def look_at_local(
-    site: Site, scan: Scan, algorithm: str, differs: asyncio.Event | None = None
-) -> LocalTree:
-    """Run a scan in a thread and tell how far it is; a cancellation stops it.
+async def look_at_local(site: Site, look: Looking, differs: asyncio.Event | None = None) -> Looked:
+    """Run a look in a thread and tell how far it is; a cancellation stops it.
 
     ``differs`` is set as soon as something is met that the stat index does not
     know, and at the end in any case.
-
-    What was read goes into the stat index, also when the scan fails. That needs
-    no lock: the index is replaced at once, and each of its rows is a fact.
     """
     site.emit(PhaseStarted(Phase.SCAN))
-    stop = threading.Event()
-    seen = 0
     loop = asyncio.get_running_loop()
     told = differs is None
 
-    def tick(count: int) -> None:
-        nonlocal seen, told
-        seen = count
-        if scan.differs and not told and differs is not None:
+    def news() -> None:
+        nonlocal told
+        if look.differs and not told and differs is not None:
             told = True
             loop.call_soon_threadsafe(differs.set)
-        if stop.is_set():
-            raise Stopped
 
-    def look() -> LocalTree:
-        try:
-            return LocalTree.read(scan, algorithm, tick)
-        finally:
-            site.save_index(scan.changes, algorithm)
-
-    running = loop.run_in_executor(None, look)
+    running = loop.run_in_executor(None, look.run, news)
     try:
         while not running.done():
             await asyncio.wait([running], timeout=_TELL_EVERY)
-            site.emit(Progress(Phase.SCAN, seen, 0, scan.bytes_read, 0))
+            site.emit(Progress(Phase.SCAN, look.seen, 0, look.bytes_read, 0))
     except asyncio.CancelledError:
-        stop.set()
-        scan.stop()
+        look.stop()
         await all_over([running])
         raise
     finally:
@@ -137,12 +118,12 @@ async def look_at_local(
     return running.result()
 
 
-def tell_warnings(scan: Scan, emit: Emit) -> None:
+def tell_warnings(looked: Looked, emit: Emit) -> None:
     """Names that only Windows could not hold, and the like."""
-    for problem in scan.warnings[:20]:
+    for problem in looked.warnings[:20]:
         emit(Note(str(problem), warning=True))
-    if len(scan.warnings) > 20:
-        emit(Note(f"... and {len(scan.warnings) - 20} more names like these", warning=True))
+    if len(looked.warnings) > 20:
+        emit(Note(f"... and {len(looked.warnings) - 20} more names like these", warning=True))
 
 
 def plan_sync(

@@ -11,6 +11,7 @@ import pytest
 
 from dsg_client.local.index import INDEX_PATH, read_index
 from dsg_client.sync.events import Event, Progress
+from dsg_client.sync.looking import Look
 from dsg_client.sync.survey import look_at_local
 from tests.client.sync.conftest import Ground
 
@@ -24,9 +25,9 @@ async def test_a_scan_is_given_up_within_a_large_file(ground: Ground) -> None:
     (folder / "a").write_text("small")
     with (folder / "large").open("wb") as file:
         os.truncate(file.fileno(), 1 << 40)  # an hour of hashing, of holes alone
-    scan = site.scan("sha256")
-    task = asyncio.create_task(look_at_local(site, scan, "sha256"))
-    while scan.bytes_read < 1 << 24:
+    look = Look(site, "sha256")
+    task = asyncio.create_task(look_at_local(site, look))
+    while look.bytes_read < 1 << 24:
         assert not task.done()
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.5)
@@ -38,20 +39,6 @@ async def test_a_scan_is_given_up_within_a_large_file(ground: Ground) -> None:
     assert time.monotonic() - begun < 10
     assert not [one for one in threading.enumerate() if one.name.startswith("hash")]
     assert "input/large" not in [row[0] for row in read_index(site.tree, site.binding("sha256"))]
-
-
-@pytest.mark.parametrize("remembered", [True, False])
-async def test_a_scan_that_must_read_everything_begins_before_the_connection(
-    ground: Ground, remembered: bool
-) -> None:
-    site = await ground.init("ann")
-    site.forget_index()
-    if remembered:
-        site.tree.write_bytes(INDEX_PATH, b"")
-    async with site.connecting():
-        assert (site.link._early is not None) == remembered
-        async with site.connect() as repo:
-            assert repo.opened.repo_id
 
 
 async def test_who_is_syncing_is_found_out_while_the_server_is_waited_for(ground: Ground) -> None:

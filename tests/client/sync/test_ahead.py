@@ -1,0 +1,354 @@
+"""A look at L in a process of its own finds what a look here does, and never outlives or disturbs anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsg_client.local.index import read_index
+from dsg_client.sync.ahead import ahead_of
+from dsg_client.sync.looking import Look
+from dsg_client.sync.site import Site
+from protocol.errors import LockedError
+from protocol.tree.actions import JOURNAL_PREPARED
+from tests.client.sync.conftest import Ground
+
+# A process with one thread, as a command is when it begins; asyncio and pytest have more.
+_BEFORE = """
+import json, os, signal, sys, time
+from dsg_client.sync.ahead import BesideLook, ahead_of
+from dsg_client.sync.looking import Look, Stopped
+from dsg_client.sync.site import open_site
+from protocol.errors import DsgError
+def say(**what): print(json.dumps(what), flush=True)
+site = open_site(sys.argv[1])
+"""
+
+
+def program(site: Site, code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A process that runs ``code`` with ``site`` opened."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _BEFORE + textwrap.dedent(code), str(site.root), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(site: Site, code: str, *arguments: str) -> dict[str, Any]:
+    """What ``code`` said in the end."""
+    process = program(site, code, *arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def fill(site: Site, files: int = 3000) -> None:
+    """Files, a link, an executable one, and a name that is only a warning."""
+    folder = site.root / "input"
+    (folder / "below").mkdir(parents=True)
+    for number in range(files):
+        (folder / "below" / f"f{number:05}.csv").write_text(str(number))
+    (folder / "link").symlink_to("below/f00001.csv")
+    (folder / "run.sh").write_text("true")
+    (folder / "run.sh").chmod(0o755)
+    (folder / "con").write_text("no Windows likes it")
+
+
+def hole(site: Site) -> Path:
+    """A file that takes an hour to hash, and no room."""
+    path = site.root / "input" / "large"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), 1 << 40)
+    return path
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a dead one that nobody waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    """Whether the process ends within so many seconds."""
+    end = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def indexed(site: Site) -> set[str]:
+    return {row[0] for row in read_index(site.tree, site.binding("sha256"))}
+
+
+async def test_it_finds_what_a_look_here_finds(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site)
+    found = said(
+        site,
+        """
+        def shown(looked):
+            paths = [entry.path for entry in looked.local]
+            return [repr(list(looked.local)), repr(sorted(looked.local.expected(paths).items())),
+                    looked.local.manifest.digest, looked.local.manifest.to_bytes().hex(),
+                    [str(w) for w in looked.warnings]]
+        news = []
+        with ahead_of(site, "test"):
+            look = site.ahead.take_look()
+            assert site.ahead.take_look() is None
+            there = shown(look.run(lambda: news.append(look.differs)))
+            differed = look.differs
+        here = shown(Look(site, "sha256").run(lambda: None))
+        say(kind=type(look).__name__, same=there == here, entries=here[0].count("Entry("),
+            warnings=len(here[4]), differed=differed, news=any(news))
+        """,
+    )
+    assert found == {
+        "kind": "BesideLook",
+        "same": True,
+        "entries": 3003,
+        "warnings": 1,
+        "differed": True,
+        "news": True,
+    }
+    assert "input/con" in indexed(site)
+
+
+async def test_a_refusal_comes_out_as_it_would_here(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site, 3)
+    (site.root / "input" / os.fsdecode(b"not-utf8-\xff")).write_text("")
+    os.mkfifo(site.root / "input" / "pipe")
+    found = said(
+        site,
+        """
+        def refused(look):
+            try: look.run(lambda: None)
+            except DsgError as error: return [type(error).__name__, error.to_wire()]
+        with ahead_of(site, "test"):
+            there = refused(site.ahead.take_look())
+        here = refused(Look(site, "sha256"))
+        say(there=there, same=there == here)
+        """,
+    )
+    assert found["same"]
+    assert found["there"][0] == "PathsRefusedError"
+    assert found["there"][1]["facts"]["count"] == 2
+
+
+@pytest.mark.parametrize("run", [True, False], ids=["while it runs", "before anybody took it"])
+async def test_it_stops_within_a_large_file_and_keeps_what_it_read(ground: Ground, run: bool) -> None:
+    site = await ground.init("ann")
+    fill(site, 200)
+    hole(site)
+    await asyncio.sleep(0.1)  # files written this very moment are not trusted
+    begun = time.monotonic()
+    found = said(
+        site,
+        """
+        import threading
+        stopped = False
+        with ahead_of(site, "test"):
+            look = site.ahead._look
+            if sys.argv[2] == "True":
+                def stop():
+                    while look.bytes_read < 1 << 24: time.sleep(0.02)
+                    look.stop()
+                threading.Thread(target=stop).start()
+                try: look.run(lambda: None)
+                except Stopped: stopped = True
+            else:
+                time.sleep(1)
+            pid = look._pid
+        say(pid=pid, stopped=stopped)
+        """,
+        str(run),
+    )
+    assert found["stopped"] == run
+    assert time.monotonic() - begun < 30
+    assert not alive(found["pid"])
+    assert "input/below/f00000.csv" in indexed(site)
+    assert "input/large" not in indexed(site)
+
+
+async def test_nobody_who_reads_what_it_found_does_not_keep_it(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site, 20_000)  # more than the pipe holds
+    found = said(
+        site,
+        """
+        with ahead_of(site, "test"):
+            pid = site.ahead._look._pid
+            time.sleep(1.5)
+            begun = time.monotonic()
+        say(pid=pid, seconds=time.monotonic() - begun)
+        """,
+    )
+    assert found["seconds"] < 10
+    assert not alive(found["pid"])
+
+
+async def test_killed_it_is_done_again_here(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site, 3000)
+    found = said(
+        site,
+        """
+        with ahead_of(site, "test"):
+            look = site.ahead.take_look()
+            os.kill(look._pid, signal.SIGKILL)
+            entries = len(look.run(lambda: None).local.manifest)
+            here = look._here is not None
+        say(entries=entries, here=here)
+        """,
+    )
+    assert found == {"entries": 3003, "here": True}
+
+
+async def test_it_ends_with_the_process_it_works_for_and_never_holds_the_lock(ground: Ground) -> None:
+    site = await ground.init("ann")
+    hole(site)
+    process = program(
+        site,
+        """
+        import threading
+        with ahead_of(site, "test"):
+            look = site.ahead.take_look()
+            threading.Thread(target=look.run, args=(lambda: None,), daemon=True).start()
+            while not look.bytes_read: time.sleep(0.02)
+            say(pid=look._pid)
+            time.sleep(600)
+        """,
+    )
+    assert process.stdout is not None
+    pid = json.loads(process.stdout.readline())["pid"]
+    try:
+        with pytest.raises(LockedError):
+            site.workdir.lock("other").release()
+        os.kill(pid, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        site.workdir.lock("other").release()  # although that other process is there still
+        assert alive(pid)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert gone(pid)
+    process.stdout.close()
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+async def test_ctrl_c_is_none_of_its_business(ground: Ground) -> None:
+    site = await ground.init("ann")
+    hole(site)
+    found = said(
+        site,
+        """
+        import threading
+        with ahead_of(site, "test"):
+            look = site.ahead.take_look()
+            def signals():
+                while look.bytes_read < 1 << 24: time.sleep(0.02)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    os.kill(look._pid, number)
+                at = look.bytes_read
+                while look.bytes_read < at + (1 << 24): time.sleep(0.02)
+                look.stop()
+            threading.Thread(target=signals).start()
+            try: look.run(lambda: None)
+            except Stopped: say(here=look._here is not None)
+        """,
+    )
+    assert found == {"here": False}
+
+
+async def test_an_unfinished_transaction_is_not_looked_at(ground: Ground) -> None:
+    site = await ground.init("ann")
+    site.tree.write_bytes(JOURNAL_PREPARED, b"whatever it says")
+    found = said(
+        site,
+        """
+        with ahead_of(site, "test"):
+            say(look=site.ahead.take_look() is not None, lock=site.ahead.take_lock() is not None)
+        """,
+    )
+    assert found == {"look": False, "lock": True}
+
+
+async def test_who_finds_the_folder_locked_begins_nothing(ground: Ground) -> None:
+    site = await ground.init("ann")
+    code = """
+        with ahead_of(site, "test"):
+            say(look=site.ahead.take_look() is not None, lock=site.ahead.take_lock() is not None)
+        """
+    with site.workdir.lock("other"):
+        assert said(site, code) == {"look": False, "lock": False}
+    assert said(site, code) == {"look": True, "lock": True}
+
+
+async def test_a_process_with_threads_is_not_forked(ground: Ground) -> None:
+    site = await ground.init("ann")
+    await asyncio.to_thread(int)  # the executor's thread stays
+    with ahead_of(site, None):
+        assert site.ahead is not None
+        assert site.ahead.take_look() is None
+
+
+async def test_leftovers_are_swept_before_it_begins(ground: Ground) -> None:
+    site = await ground.init("ann")
+    site.tree.make_folders(".dsg/staging/abc")
+    site.tree.write_bytes(".dsg/staging/abc/1", b"half of a file")
+    said(
+        site,
+        """
+        with ahead_of(site, "test"):
+            assert site.ahead.take_look() is not None
+            say()
+        """,
+    )
+    assert not (site.root / ".dsg/staging/abc").exists()
+
+
+async def test_two_who_save_the_index_do_so_in_turn(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site, 5000)
+    await asyncio.sleep(0.1)
+    said(
+        site,
+        """
+        from dsg_client.local.index import IndexChanges
+        with ahead_of(site, "test"):
+            site.ahead.take_look().run(lambda: None)
+            changes = IndexChanges()
+            changes.put("input/zzz", (1, 2, 3, 4), b"d" * 32)
+            site.save_index(changes, "sha256")
+        say()
+        """,
+    )
+    assert {"input/zzz", "input/below/f00000.csv", "input/below/f04999.csv"} <= indexed(site)
+
+
+async def test_a_look_here_is_the_same_class_of_thing(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site, 10)
+    look = Look(site, "sha256")
+    counted = []
+    looked = look.run(lambda: counted.append(look.seen))
+    assert (look.seen, look.differs, len(looked.local.manifest)) == (13, True, 13)
+    assert counted == [13]
