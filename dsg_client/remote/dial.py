@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from protocol.errors import HostUnknownError, LinkError, RefusedError
 from protocol.paths import escape
 
-__all__ = ["dial", "dial_error", "unknown_host"]
+__all__ = ["acknowledge", "dial", "dial_error", "unknown_host"]
 
 # RFC 8305 (Happy Eyeballs) recommends 250 ms before the next address is tried beside the first.
 STAGGER = 0.25
 
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 _UNREACHABLE = frozenset(
     [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EACCES]
 )
@@ -73,6 +74,21 @@ async def _connect(
         end.close()
         raise
     return end
+
+
+def acknowledge(end: socket.socket) -> None:
+    """Have the kernel acknowledge at once what has come by now; it lasts until more is sent (``tcp(7)``).
+
+    Until a session runs, sshd leaves Nagle's algorithm on (RFC 896): its
+    second message after the sign-in waits until the first is acknowledged,
+    and a kernel that sees questions and answers take turns lets that wait for
+    40 ms.
+    """
+    if _QUICKACK is not None:
+        try:
+            end.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        except OSError:
+            pass  # closed; whoever reads finds out
 
 
 def unknown_host(host: str, reason: str) -> HostUnknownError:

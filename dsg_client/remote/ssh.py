@@ -11,6 +11,7 @@ import asyncio
 import getpass
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from asyncssh.config import ConfigParseError, SSHClientConfig
 from asyncssh.encryption import get_default_encryption_algs
 
 from dsg_client.remote.address import RemoteAddress
-from dsg_client.remote.dial import dial, silent_host
+from dsg_client.remote.dial import acknowledge, dial, silent_host
 from dsg_client.remote.hostkeys import known_name
 from dsg_client.remote.packets import FastChannel, receive_in_pieces, send_no_padding
 from dsg_client.remote.settings import LinkSettings
@@ -254,6 +255,8 @@ class _Road:
         self.connections.append(connection)
         send_no_padding(connection)
         receive_in_pieces(connection)
+        if sock is not None:
+            _acknowledge_all(connection, sock)
         return connection
 
     async def ask(self, prompt: str, secret: bool) -> str | None:
@@ -280,6 +283,17 @@ class _Road:
         """Let go of every connection."""
         for connection in reversed(self.connections):
             connection.abort()
+
+
+def _acknowledge_all(connection: asyncssh.SSHClientConnection, sock: socket.socket) -> None:
+    """Acknowledge at once what comes before the session runs, for no message of sshd's to wait for it."""
+    data_received = connection.data_received
+
+    def receive(data: bytes, datatype: int | None = None) -> None:
+        data_received(data, datatype)
+        acknowledge(sock)
+
+    connection.data_received = receive  # type: ignore[method-assign]
 
 
 def _config_files() -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 import time
 
 import pytest
 
-from dsg_client.remote.dial import dial, dial_error
+from dsg_client.remote.dial import acknowledge, dial, dial_error
 from protocol.errors import HostUnknownError, LinkError, RefusedError
 
 
@@ -106,3 +107,19 @@ async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch
             await dialing
         for filler in fillers:
             filler.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_QUICKACK is Linux's")
+def test_what_came_is_acknowledged_without_waiting_for_an_answer() -> None:
+    with listener() as here, socket.create_connection(here.getsockname()) as end:
+        other, _ = here.accept()
+        with other:
+            for _ in range(20):  # questions and answers take turns
+                end.sendall(b"question")
+                other.recv(64)
+                other.sendall(b"answer")
+                end.recv(64)
+            assert not end.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+            acknowledge(end)
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+    acknowledge(end)  # closed: nothing to say

@@ -14,9 +14,11 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dsg_client.remote import ssh
 from dsg_client.remote.address import RemoteAddress
 from dsg_client.remote.calls import RemoteAgent
 from dsg_client.remote.link import open_link
@@ -95,6 +97,29 @@ async def gone(host: SshHost, limit: float = 5.0) -> bool:
 
 
 # It works.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_QUICKACK is Linux's")
+async def test_nothing_of_a_sign_in_waits_for_an_acknowledgement(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = []
+    made: list[socket.socket] = []
+    dialled, start = ssh.dial, ssh._start
+
+    async def dial(*args: Any, **options: Any) -> socket.socket:
+        made.append(await dialled(*args, **options))
+        return made[-1]
+
+    async def started(*args: Any) -> Any:
+        transport = await start(*args)
+        quick.append(made[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+        return transport
+
+    monkeypatch.setattr(ssh, "dial", dial)
+    monkeypatch.setattr(ssh, "_start", started)
+    await works(person(host, monkeypatch))
+    assert quick == [1]
 
 
 @BOTH
