@@ -165,8 +165,12 @@ class Session:
                 error = RemoteProtocolError("more was sent ahead than this agent keeps")
                 self._conn.send_goodbye(error)
                 self._closing = self._closing or error.message
-            self._to_send.notify_all()
-            self._moved.notify_all()
+            # A thread that wakes to find nothing costs as much as one that finds something, and most of what
+            # is read is the middle of a large payload.
+            if self._conn.queued:
+                self._to_send.notify_all()
+            if events or self._closing:
+                self._moved.notify_all()
             failed = events[-1].error if events and isinstance(events[-1], Failed) else None
         if failed is not None:
             return self._close(failed.message, failed.exit_status)
@@ -217,11 +221,14 @@ class Session:
                         else:
                             self._to_send.wait(left)
                     self._writing = True
-                    self._moved.notify_all()
+                    # Who waits for room is to find room for several payloads.
+                    if self._conn.queued <= QUEUE_ENOUGH // 2:
+                        self._moved.notify_all()
                 self._write_all(pieces)
                 with self._lock:
                     self._writing = False
-                    self._moved.notify_all()
+                    if not self._conn.queued:
+                        self._moved.notify_all()
         except OSError:
             with self._lock:
                 self._sink_broken = True
@@ -329,7 +336,8 @@ class Session:
         with self._lock:
             self._waiting -= cost(event.payload)
             self._conn.consumed(event)
-            self._to_send.notify_all()
+            if self._conn.queued:
+                self._to_send.notify_all()
 
     def check(self, call: Call) -> None:
         """Raise Gone or Cancelled when nobody waits for the call's answer any more."""

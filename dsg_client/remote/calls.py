@@ -352,6 +352,10 @@ class Download:
             yield piece
             self.consumed(piece)
 
+    def give_up(self, because: BaseException) -> None:
+        """Want no more of it; ``receive`` raises ``because`` from now on."""
+        self._exchange.cancel(because=because)
+
     @property
     def changed(self) -> bool:
         """Whether the agent found that a file changed while it sent it."""

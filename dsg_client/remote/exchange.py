@@ -33,7 +33,7 @@ class Exchange:
         self._session = session
         self._notice = notice
         self._fields: dict[str, Any] | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._ended = False
         self._inbox: deque[DataReceived] = deque()
         self.credit = Bell()
@@ -47,7 +47,7 @@ class Exchange:
     ) -> None:
         self.cancel()
 
-    def cancel(self, *, changed: bool = False, because: Exception | None = None) -> None:
+    def cancel(self, *, changed: bool = False, because: BaseException | None = None) -> None:
         """Give the request up; nothing happens when it is over.
 
         ``changed``: a file being sent changed. ``because``: what ``response``
@@ -195,7 +195,7 @@ class Bell:
                     waiter.set_result(None)
 
 
-def fresh(error: Exception) -> Exception:
+def fresh(error: BaseException) -> BaseException:
     """The same error, fresh: one exception raised in several tasks would mix their tracebacks."""
     if not isinstance(error, DsgError):
         return error

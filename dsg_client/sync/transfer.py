@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from queue import SimpleQueue
 from typing import TypeVar
 
 from dsg_client.remote.calls import Download, Upload
@@ -17,10 +20,13 @@ from protocol.framing import Flag
 from protocol.paths import escape
 from protocol.tree.arrive import Arrivals
 from protocol.tree.send import SourceChanged
+from protocol.wire_events import DataReceived
 
 __all__ = ["Meter", "changed_error", "fetch", "send", "stepped"]
 
 T = TypeVar("T")
+
+AHEAD = 4  # payloads read before they can be sent: each at most 1 MiB
 
 
 class Meter:
@@ -40,22 +46,55 @@ class Meter:
         self.emit(Progress(Phase.TRANSFER, self.files, self.files_total, self.bytes, self.bytes_total))
 
 
-async def stepped(steps: Iterator[T]) -> AsyncGenerator[T]:
-    """Run an iterator in a thread, always one step ahead of its consumer."""
+async def stepped(steps: Iterator[T], ahead: int = AHEAD) -> AsyncGenerator[T]:
+    """Run an iterator in a thread, up to ``ahead`` items before its consumer.
+
+    One thread goes through all of it, and wakes nobody who has something to
+    do: handing over each item by a task of its own cost as much as reading it.
+    """
     loop = asyncio.get_running_loop()
-    end: list[T] = []
+    ready: deque[T] = deque()
+    moved = threading.Condition()  # guards the three names around it
+    stopped = hungry = False
+    news = asyncio.Event()
 
-    def step() -> T | list[T]:
-        return next(steps, end)
+    def run() -> None:
+        nonlocal hungry
+        for item in steps:
+            with moved:
+                while len(ready) >= ahead and not stopped:
+                    moved.wait()
+                if stopped:
+                    return
+                ready.append(item)
+                wanted, hungry = hungry, False
+            if wanted:
+                loop.call_soon_threadsafe(news.set)
 
-    ahead = loop.run_in_executor(None, step)
+    running = loop.run_in_executor(None, run)
+    running.add_done_callback(lambda _: news.set())
     try:
-        while (item := await over(ahead)) is not end:
-            ahead = loop.run_in_executor(None, step)
-            yield item  # type: ignore[misc]  # the sentinel was sorted out above
+        while True:
+            with moved:
+                # Looked at before ``done``: what the thread made is there before it is told to have ended.
+                found = [ready.popleft()] if ready else []
+                hungry = not found
+                if len(ready) <= ahead // 2:
+                    moved.notify()
+            if found:
+                yield found[0]
+            elif running.done():
+                running.result()
+                return
+            else:
+                await news.wait()
+                news.clear()
     finally:
+        with moved:
+            stopped = True
+            moved.notify()
         # The thread must be done with its files before anyone undoes anything.
-        if await all_over([ahead]):
+        if await all_over([running]):
             raise asyncio.CancelledError
 
 
@@ -81,35 +120,51 @@ async def send(upload: Upload, payloads: Iterator[bytes], algorithm: str, meter:
 
 
 async def fetch(download: Download, arrivals: Arrivals, meter: Meter) -> None:
-    """Take the answer of ``files.get`` into staging; inflating, hashing and writing happen in a thread."""
+    """Take the answer of ``files.get`` into staging; inflating, hashing and writing happen in one thread."""
     loop = asyncio.get_running_loop()
+    waiting: SimpleQueue[DataReceived | None] = SimpleQueue()  # bounded by the credit of the download
+    taken: deque[tuple[DataReceived, int, int]] = deque()
+    telling = threading.Event()
+    stopped = False
 
-    def take(payload: Buffer, flags: Flag) -> tuple[int, int]:
-        inflated = inflate(payload, flags)
-        before = arrivals.files
-        arrivals.feed(inflated)
-        return arrivals.files - before, len(inflated)
+    def take() -> None:
+        while (piece := waiting.get()) is not None and not stopped:
+            inflated = inflate(piece.payload, piece.flags)
+            before = arrivals.files
+            arrivals.feed(inflated)
+            taken.append((piece, arrivals.files - before, len(inflated)))
+            if not telling.is_set():
+                telling.set()
+                loop.call_soon_threadsafe(give_back)
 
-    working: asyncio.Future[tuple[int, int]] | None = None
+    def give_back() -> None:
+        telling.clear()
+        while taken:
+            piece, files, size = taken.popleft()
+            download.consumed(piece)
+            meter.add(files=files, size=size)
+
+    def ended(working: asyncio.Future[None]) -> None:
+        error = working.exception()
+        if error is not None:
+            # Nothing is given back any more, so that the server would wait, and with it ``receive``.
+            download.give_up(error)
+
+    working = loop.run_in_executor(None, take)
+    working.add_done_callback(ended)
     try:
         while (piece := await download.receive()) is not None:
-            if working is not None:
-                files, size = await over(working)
-                meter.add(files=files, size=size)
-            working = loop.run_in_executor(None, take, piece.payload, piece.flags)
-            working.add_done_callback(_gives_back(download, piece))
-        if working is not None:
-            files, size = await over(working)
-            meter.add(files=files, size=size)
+            waiting.put(piece)
+        waiting.put(None)
+        await over(working)
     finally:
+        stopped = True
+        waiting.put(None)
         # The thread must be done with its files before anyone undoes anything.
-        if working is not None and await all_over([working]):
+        if await all_over([working]):
             raise asyncio.CancelledError
+    give_back()
     arrivals.end()
-
-
-def _gives_back(download: Download, piece: object) -> Callable[[object], None]:
-    return lambda _: download.consumed(piece)  # type: ignore[arg-type]  # what ``receive`` gave
 
 
 def changed_error(paths: list[str]) -> LocalChangedError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from types import SimpleNamespace
 
 import pytest
@@ -99,16 +101,30 @@ class Arriving:
 
 
 class Stream:
-    """A download of which every piece is there at once."""
+    """A download of which as many pieces are there at once as its credit allows."""
 
     def __init__(self) -> None:
         self.payload = b"".join(Packer().chunk(0, 0, b"x")) or b"x"
+        self.unread = 8
+        self.news = asyncio.Event()
+        self.error: BaseException | None = None
 
     async def receive(self) -> object:
+        while not self.unread:
+            if self.error is not None:
+                raise self.error
+            await self.news.wait()
+            self.news.clear()
+        self.unread -= 1
         return SimpleNamespace(payload=self.payload, flags=Flag.NONE)
 
     def consumed(self, _piece: object) -> None:
-        return None
+        self.unread += 1
+        self.news.set()
+
+    def give_up(self, because: BaseException) -> None:
+        self.error = because
+        self.news.set()
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -121,6 +137,99 @@ async def test_a_download_that_is_cancelled_has_no_thread_left_in_staging(times:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert arrivals.work.ended.is_set()
+
+
+async def test_a_download_whose_disk_fails_does_not_wait_for_more() -> None:
+    """Nothing is given back then, so that nothing more would come, and no end either."""
+
+    class Full:
+        files = 0
+
+        def feed(self, _payload: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        await asyncio.wait_for(fetch(Stream(), Full(), Meter(lambda _: None)), 10)  # type: ignore[arg-type]
+
+
+async def test_a_download_is_given_back_piece_by_piece_as_it_is_written() -> None:
+    """Far more than its credit goes through, in order, and what was taken is told."""
+
+    class Many(Stream):
+        left = 100
+
+        async def receive(self) -> object:
+            if not self.left:
+                return None
+            self.left -= 1
+            piece = await super().receive()
+            piece.payload = self.left.to_bytes(1, "big")  # type: ignore[attr-defined]
+            return piece
+
+    class Written:
+        files = 0
+
+        def __init__(self) -> None:
+            self.fed: list[int] = []
+            self.ended = False
+
+        def feed(self, payload: bytes) -> None:
+            self.fed.append(payload[0])
+
+        def end(self) -> None:
+            self.ended = True
+
+    stream, written, meter = Many(), Written(), Meter(lambda _: None)
+    await asyncio.wait_for(fetch(stream, written, meter), 10)  # type: ignore[arg-type]
+    assert written.fed == list(range(99, -1, -1)) and written.ended
+    assert stream.unread == 8 and meter.bytes == 100
+
+
+async def test_steps_run_ahead_of_their_consumer_but_not_far() -> None:
+    made = 0
+
+    def steps() -> Iterator[int]:
+        nonlocal made
+        while made < 100:
+            made += 1
+            yield made
+
+    seen = []
+    async for item in stepped(steps(), ahead=4):
+        seen.append(item)
+        await asyncio.sleep(0.001)
+        # Those that wait, and one in the hand of the thread.
+        assert made <= item + 4 + 1
+    assert seen == list(range(1, 101))
+
+
+async def test_an_error_of_a_step_comes_after_what_was_made_before_it() -> None:
+    def steps() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ZeroDivisionError
+
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        async for item in stepped(steps()):
+            seen.append(item)
+            await asyncio.sleep(0.05)
+    assert seen == [1, 2]
+
+
+async def test_a_consumer_that_stops_early_stops_the_steps() -> None:
+    made = 0
+
+    def steps() -> Iterator[int]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    async with aclosing(stepped(steps(), ahead=4)) as items:
+        async for _ in items:
+            break
+    assert made <= 6
 
 
 @pytest.mark.parametrize("times", [1, 3])
