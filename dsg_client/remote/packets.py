@@ -17,13 +17,16 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST, MSG_IGNORE
 from asyncssh.encryption import GCMEncryption
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from protocol.codec import Buffer
 
 __all__ = ["FastChannel", "receive_in_pieces", "send_no_padding"]
 
@@ -95,45 +98,71 @@ class FastChannel:
         self._begun = b""  # a packet of which a part has come
 
     @classmethod
-    def install(cls, connection: Any, channel: Any) -> bool:
-        """Use it for ``channel``, unless this asyncssh is not known."""
+    def install(cls, connection: Any, channel: Any) -> FastChannel | None:
+        """Use it for ``channel``; None when this asyncssh is not known."""
         if asyncssh.__version__ not in _KNOWN_VERSIONS:
-            return False
+            return None
         fast = cls(connection, channel)
         channel._flush_send_buf = fast.flush
         connection.data_received = fast.receive
-        return True
+        return fast
 
     # Sending.
 
+    def write(self, chunks: Iterable[Buffer]) -> None:
+        """As the channel's ``write``, which would copy them twice; ``chunks`` must not change any more.
+
+        BrokenPipeError when the channel is not open for sending.
+        """
+        channel = self._channel
+        if channel._send_state != "open":
+            raise BrokenPipeError("the channel is not open for sending")
+        for chunk in chunks:
+            channel._send_buf.append((memoryview(chunk), None))
+            channel._send_buf_len += len(chunk)
+        self.flush()
+
     def flush(self) -> None:
         """Send what waits, as far as the other side's window allows."""
+        channel = self._channel
         try:
             self._flush_quickly()
         except Exception:  # noqa: BLE001 - a nonce may be spent and its packet lost: nothing can follow it
             self._connection.internal_error()
-        else:
-            self._flush_slowly()
+            return
+        if channel._send_buf and channel._send_window:
+            # What is left is asyncssh's to send, which takes it out of bytearrays.
+            channel._send_buf[:] = [
+                (data if isinstance(data, bytearray) else bytearray(data), datatype)
+                for data, datatype in channel._send_buf
+            ]
+        self._flush_slowly()
 
     def _flush_quickly(self) -> None:
         channel = self._channel
         while channel._send_buf and channel._send_window and self._may_seal():
-            waiting, datatype = channel._send_buf[0]
-            if datatype is not None:
+            taken = self._take(min(channel._send_window, _BATCH))
+            if not taken:
                 break
-            count = min(len(waiting), channel._send_window, _BATCH)
-            data = memoryview(waiting)[:count]
-            try:
-                packets = self._sealed(data)
-            finally:
-                data.release()
-            if count == len(waiting):
+            channel._send_window -= sum(map(len, taken))
+            # Of a view asyncio does not copy what is left when not all can be sent at once.
+            self._connection._send(memoryview(self._sealed(taken)))
+
+    def _take(self, most: int) -> list[memoryview]:
+        """Up to ``most`` bytes out of what waits; none of what is not plain data."""
+        channel = self._channel
+        taken: list[memoryview] = []
+        while most and channel._send_buf and channel._send_buf[0][1] is None:
+            waiting = memoryview(channel._send_buf[0][0])
+            piece = waiting[:most]
+            if len(piece) == len(waiting):
                 del channel._send_buf[0]
             else:
-                del waiting[:count]
-            channel._send_buf_len -= count
-            channel._send_window -= count
-            self._connection._send(packets)
+                channel._send_buf[0] = waiting[most:], None
+            channel._send_buf_len -= len(piece)
+            most -= len(piece)
+            taken.append(piece)
+        return taken
 
     def _may_seal(self) -> bool:
         connection = self._connection
@@ -145,7 +174,7 @@ class FastChannel:
             and not (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
         )
 
-    def _sealed(self, data: memoryview) -> bytes:
+    def _sealed(self, data: Sequence[memoryview]) -> bytes:
         """The packets that carry ``data``, as they go onto the wire."""
         connection, channel = self._connection, self._channel
         encryption = connection._send_encryption
@@ -153,19 +182,20 @@ class FastChannel:
             self._sealing = encryption, AESGCM(encryption._cipher._key)
         encrypt = self._sealing[1].encrypt
         cipher = encryption._cipher
-        most = channel._send_pktsize
+        nonces = _nonces(cipher._iv)
+        nonce = next(nonces)
         parts: list[bytes] = []
-        for at in range(0, len(data), most):
-            piece = data[at : at + most]
-            padding = -(_BODY_HEAD + len(piece)) % _BLOCK
+        for size, pieces in _cut(data, channel._send_pktsize):
+            padding = -(_BODY_HEAD + size) % _BLOCK
             if padding < _LEAST_PADDING:
                 padding += _BLOCK
-            length = _BODY_HEAD + len(piece) + padding
-            head = _HEAD.pack(length, padding, MSG_CHANNEL_DATA, channel._send_chan, len(piece))
-            nonce = cipher._iv
-            cipher._update_iv()
-            plain = b"".join((head[_LENGTH_BYTES:], piece, os.urandom(padding)))
-            parts += head[:_LENGTH_BYTES], encrypt(nonce, plain, head[:_LENGTH_BYTES])
+            length = _BODY_HEAD + size + padding
+            head = _HEAD.pack(length, padding, MSG_CHANNEL_DATA, channel._send_chan, size)
+            plain = b"".join((head[_LENGTH_BYTES:], *pieces, os.urandom(padding)))
+            # Counted before it is used: whatever fails, it is not used again.
+            used, nonce = nonce, next(nonces)
+            cipher._iv = nonce
+            parts += head[:_LENGTH_BYTES], encrypt(used, plain, head[:_LENGTH_BYTES])
             connection._send_seq = (connection._send_seq + 1) & 0xFFFFFFFF
             connection._rekey_bytes_sent += length
         return b"".join(parts)
@@ -176,17 +206,27 @@ class FastChannel:
         """Take what the connection received."""
         connection = self._connection
         connection._reset_keepalive_timer()
-        data, self._begun = self._begun + data, b""
+        if self._begun:
+            # Completed by itself: its bytes are copied, and not all that came with its end.
+            begun, self._begun = self._begun, b""
+            end = _end_of_packet(begun + data[:_LENGTH_BYTES], 0, connection._max_recv_pktlen) - len(begun)
+            self._receive(begun + data[:end], datatype)
+            data = data[end:] if self._begun == b"" else b""
+        self._receive(data, datatype)
+
+    def _receive(self, data: bytes, datatype: int | None) -> None:
+        connection = self._connection
         at = 0
         while at < len(data) and connection._transport is not None:
             if self._may_open():
+                opened = self._open(data, at)
+                if opened > at:
+                    at = opened
+                    continue
                 end = _end_of_packet(data, at, connection._max_recv_pktlen)
                 if end > len(data):
                     self._begun = data[at:]
                     return
-                if self._opened(memoryview(data)[at:end]):
-                    at = end
-                    continue
             else:
                 end = at + (self._lacking() or len(data))
             self._receive_slowly(data[at:end], datatype)
@@ -215,36 +255,84 @@ class FastChannel:
             whole = connection._recv_blocksize
         return max(0, whole - len(connection._inpbuf))
 
-    def _opened(self, packet: memoryview) -> bool:
-        """Deliver the data of a packet; False, with nothing done, when that is asyncssh's to do."""
+    def _open(self, data: bytes, at: int) -> int:
+        """Open the packets from ``at`` on and deliver their data; where that is over.
+
+        At the end, at a packet that has not wholly come, or at one that is
+        asyncssh's to look at: of that nothing is done.
+        """
         connection, channel = self._connection, self._channel
         encryption = connection._recv_encryption
         if encryption is not self._opening[0]:
             self._opening = encryption, AESGCM(encryption._cipher._key)
+        decrypt = self._opening[1].decrypt
+        nonces = _nonces(encryption._cipher._iv)
+        nonce = next(nonces)
+        number, room, longest = channel._recv_chan, channel._recv_window, connection._max_recv_pktlen
+        view = memoryview(data)
+        parts: list[memoryview] = []
+        opened = more_window = 0
+        while at < len(data) and channel._recv_state == "open":
+            end = _end_of_packet(data, at, longest)
+            if end > len(data):
+                break
+            body = at + _LENGTH_BYTES
+            try:
+                plain = decrypt(nonce, view[body:end], view[at:body])
+            except InvalidTag:
+                break
+            if len(plain) < _BODY_HEAD:
+                break
+            padding, kind, channel_number, count = _BODY.unpack_from(plain)
+            if channel_number != number:
+                break
+            if kind == MSG_CHANNEL_DATA and _BODY_HEAD + count + padding == len(plain) and count <= room:
+                parts.append(memoryview(plain)[_BODY_HEAD : _BODY_HEAD + count])
+                room -= count
+            elif kind == MSG_CHANNEL_WINDOW_ADJUST and _BODY_HEAD + padding == len(plain):
+                more_window += count  # the field stands where the other's length does
+            else:
+                break
+            at = end
+            opened += 1
+            nonce = next(nonces)
+        encryption._cipher._iv = nonce
+        connection._recv_seq = (connection._recv_seq + opened) & 0xFFFFFFFF
         try:
-            plain = self._opening[1].decrypt(
-                encryption._cipher._iv, packet[_LENGTH_BYTES:], packet[:_LENGTH_BYTES]
-            )
-        except InvalidTag:
-            return False
-        if len(plain) < _BODY_HEAD:
-            return False
-        padding, kind, number, count = _BODY.unpack_from(plain)
-        if (
-            kind != MSG_CHANNEL_DATA
-            or number != channel._recv_chan
-            or count + _BODY_HEAD + padding != len(plain)
-            or count > channel._recv_window
-            or channel._recv_state != "open"
-        ):
-            return False
-        encryption._cipher._update_iv()
-        connection._recv_seq = (connection._recv_seq + 1) & 0xFFFFFFFF
-        try:
-            channel._accept_data(plain[_BODY_HEAD : _BODY_HEAD + count])
+            if parts:
+                channel._accept_data(b"".join(parts))
+            if more_window:
+                channel._send_window += more_window
+                self.flush()
         except Exception:  # noqa: BLE001 - as asyncssh does with a session that fails
             connection.internal_error()
-        return True
+        return at
+
+
+def _nonces(first: bytes) -> Iterator[bytes]:
+    """``first`` and those after it (RFC 5647, section 7.1): four fixed bytes and a count of eight."""
+    fixed, count = first[:4], int.from_bytes(first[4:], "big")
+    while True:
+        yield fixed + (count & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big")
+        count += 1
+
+
+def _cut(data: Iterable[memoryview], most: int) -> Iterator[tuple[int, list[memoryview]]]:
+    """``data`` in packets of ``most`` bytes, the last one shorter: each packet's size and pieces."""
+    pieces: list[memoryview] = []
+    room = most
+    for view in data:
+        at = 0
+        while at < len(view):
+            piece = view[at : at + room]
+            pieces.append(piece)
+            at += len(piece)
+            room -= len(piece)
+            if not room:
+                yield most, pieces
+                pieces, room = [], most
+    if pieces:
+        yield most - room, pieces
 
 
 def _end_of_packet(data: bytes, at: int, longest: int) -> int:

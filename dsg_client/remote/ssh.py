@@ -86,7 +86,7 @@ async def _start(connection: asyncssh.SSHClientConnection, command: str, road: _
             facts={"host": road.at},
         ) from None
     channel.set_write_buffer_limits(high=HIGH_WATER)
-    FastChannel.install(connection, channel)
+    transport.fast = FastChannel.install(connection, channel)
     return transport
 
 
@@ -100,6 +100,7 @@ class SshTransport:
         self._road = road
         self._session = _Session(self)
         self._closed = False
+        self.fast: FastChannel | None = None  # the short way of its channel's data
         self.status: asyncio.Future[ExitStatus | None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -113,7 +114,10 @@ class SshTransport:
         channel = self._session.channel
         if channel is not None and not self._closed and not channel.is_closing():
             try:
-                channel.write(b"".join(chunks))
+                if self.fast is not None:
+                    self.fast.write(chunks)
+                else:
+                    channel.write(b"".join(chunks))
             except (OSError, asyncssh.Error):
                 pass  # the connection is gone; its end is told through the mailbox
 

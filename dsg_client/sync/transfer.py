@@ -26,7 +26,7 @@ __all__ = ["Meter", "changed_error", "fetch", "send", "stepped"]
 
 T = TypeVar("T")
 
-AHEAD = 4  # payloads read before they can be sent: each at most 1 MiB
+AHEAD = 8  # payloads read before they can be sent: each at most 1 MiB
 
 
 class Meter:
@@ -79,7 +79,7 @@ async def stepped(steps: Iterator[T], ahead: int = AHEAD) -> AsyncGenerator[T]:
                 # Looked at before ``done``: what the thread made is there before it is told to have ended.
                 found = [ready.popleft()] if ready else []
                 hungry = not found
-                if len(ready) <= ahead // 2:
+                if len(ready) <= ahead // 4:
                     moved.notify()
             if found:
                 yield found[0]
