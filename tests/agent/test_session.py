@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from protocol.codec import pack_rows
 from protocol.errors import LockedError, RemoteProtocolError
 from protocol.manifest import Entry
-from protocol.messages import Commit, GetFiles, ListOutside, Prepare, Upload, request_wire
+from protocol.messages import Changes, Commit, GetFiles, ListOutside, Prepare, Upload, request_wire
 from protocol.records import SnapshotRecord
 from protocol.wire_events import ResponseReceived
-from tests.agent.client import AgentGone, Client, changes_of, merged, tree_of, upload_body
+from tests.agent.client import AgentGone, Client, change_body, changes_of, merged, tree_of, upload_body
 
 pytestmark = pytest.mark.slow
 TXID = "tx-session-01"
@@ -169,6 +170,46 @@ def test_heartbeats_go_on_while_the_disk_is_slow(tmp_path: Path) -> None:
         client.kill()
 
 
+def wakings(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """How often each thread of ``process`` has waited for something, by its number."""
+    found = {}
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        words = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        found[task.name] = int(words["voluntary_ctxt_switches"])
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts in /proc")
+def test_the_middle_of_a_payload_wakes_only_the_reader(tmp_path: Path) -> None:
+    content = os.urandom(500_000)
+    changes: list[Entry | str] = changes_of({"f": content}, [], {}, 1)
+    with Client() as client:
+        base = client.init(tmp_path / "repo")
+        client.open(tmp_path / "repo")
+        client.begin(TXID, base)
+        client.call(Changes(repo=client.handle, txid=TXID), change_body(changes))
+        stream = client.conn.send_request(*request_wire(Upload(repo=client.handle, txid=TXID)), body=True)
+        for payload in upload_body(changes, {"f": content}):
+            client.conn.send_data(stream, payload)
+        client.conn.send_end(stream)
+        wire = b"".join(bytes(piece) for piece in client.conn.bytes_to_send())
+        os.write(client.input, wire[:1000])
+        time.sleep(0.1)
+        before = wakings(client.process)
+        for at in range(1000, 201_000, 1000):
+            os.write(client.input, wire[at : at + 1000])
+            time.sleep(0.001)
+        after = wakings(client.process)
+        often = [name for name in after if after[name] - before.get(name, 0) > 50]
+        assert often == [str(client.process.pid)], "the main thread reads"
+        os.set_blocking(client.input, True)
+        rest = memoryview(wire)[201_000:]
+        while rest:
+            rest = rest[os.write(client.input, rest) :]
+        client.answer(stream)
+        client.prepare(TXID, merged(client.manifest(), changes))
+
+
 def test_noise_instead_of_a_client(tmp_path: Path) -> None:
     """What is not DSG is told so, and the agent ends with the status of a protocol error."""
     process = impatient(60, 60)
@@ -263,7 +304,6 @@ def test_requests_are_pipelined(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_download_leaves_the_connection_usable(tmp_path: Path) -> None:
-    from protocol.codec import pack_rows
 
     repo = tmp_path / "repo"
     big = os.urandom(24 << 20)
