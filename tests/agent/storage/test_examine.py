@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dsg_remote_agent.storage import outside
+from dsg_remote_agent.storage.beside import Beside
 from dsg_remote_agent.storage.outside import examine
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
 from protocol.manifest import Entry, Manifest
@@ -62,9 +66,11 @@ def entries_of(folder: Path) -> Manifest:
     return Manifest.from_entries(sorted(made, key=lambda entry: sort_key(entry.path)))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_the_same_as_path_by_path(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
+    monkeypatch.setattr(outside, "WORTH_TWO", 1 if processes == 2 else 1 << 30)
     monkeypatch.setattr(posix, "GLANCE_NAMES", ROOM)
     monkeypatch.setattr(outside, "GLANCE_NAMES", ROOM)
     for attempt in range(150):
@@ -144,3 +150,95 @@ def test_a_file_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
     seen = examine(tree, manifest, StatIndex.unknown(1), note=lambda _: (tmp_path / "a").unlink())
     assert seen.outside.deleted == ("a",)
     assert list(seen.index) == [UNKNOWN]
+
+
+class Answers:
+    """The real second process, and what it said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[bool] = []
+        said = self.said
+
+        class Noted(Beside):
+            def yes(self, tick: Callable[[], None]) -> bool:
+                said.append(super().yes(tick))
+                return said[-1]
+
+        monkeypatch.setattr(outside, "Beside", Noted)
+        monkeypatch.setattr(outside, "WORTH_TWO", 1)
+
+
+def grown(folder: Path, count: int = 40) -> tuple[PosixTree, Manifest, StatIndex]:
+    """Files in four folders and at the top, all known."""
+    (folder / ".dsg").mkdir()
+    for number in range(count):
+        at = folder / "abcd"[number * 4 // count] / f"f{number:03}"
+        at.parent.mkdir(exist_ok=True)
+        at.write_text(str(number))
+    (folder / "top").write_text("t")
+    tree = PosixTree.open_tree(str(folder))
+    manifest = entries_of(folder)
+    index = StatIndex()
+    for entry in manifest:
+        index.append(row_of(tree.stat(entry.path)))
+    return tree, manifest, index
+
+
+@pytest.mark.parametrize(
+    "edit", ["", "a/f000", "c/f020", "d/f039", "top", "-b", "-c", "-d", "+c/new", "+new/x"]
+)
+def test_the_second_half_is_vouched_for_by_another_process_or_looked_at_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    answers = Answers(monkeypatch)
+    tree, manifest, index = grown(tmp_path)
+    if edit.startswith("-"):
+        shutil.rmtree(tmp_path / edit[1:])
+    elif edit:
+        at = tmp_path / edit.lstrip("+")
+        at.parent.mkdir(exist_ok=True)
+        at.write_text("edited")
+    seen = examine(tree, manifest, index, note=lambda _: None)
+    found = seen.outside
+    changed = [*found.modified, *found.deleted, *found.added]
+    # The middle entry is c's first: what stands before c is ours to look at.
+    assert answers.said == [edit in ("", "a/f000", "-b")]
+    if edit.startswith("-"):
+        assert found.deleted
+        assert all(path.startswith(edit[1:] + "/") for path in changed)
+    else:
+        assert changed == ([edit.lstrip("+")] if edit else [])
+    tree.close()
+
+
+def test_a_second_process_that_is_killed_vouches_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, manifest, index = grown(tmp_path)
+    (tmp_path / "d" / "f039").write_text("edited")
+    said: list[bool] = []
+
+    class Killed(Beside):
+        def yes(self, tick: Callable[[], None]) -> bool:
+            os.kill(self._pid, signal.SIGKILL)
+            said.append(super().yes(tick))
+            return said[-1]
+
+    monkeypatch.setattr(outside, "WORTH_TWO", 1)
+    monkeypatch.setattr(outside, "Beside", Killed)
+    monkeypatch.setattr(outside, "_is_same", lambda *_: time.sleep(60))
+    assert list(examine(tree, manifest, index, note=lambda _: None).outside.modified) == ["d/f039"]
+    assert said == [False]
+    tree.close()
+
+
+def test_who_believes_the_second_process_blindly_misses_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the answer is what the second half hangs on."""
+    tree, manifest, index = grown(tmp_path)
+    (tmp_path / "d" / "f039").write_text("edited")
+    monkeypatch.setattr(outside, "WORTH_TWO", 1)
+    monkeypatch.setattr(outside, "_is_same", lambda *_: True)
+    assert not examine(tree, manifest, index, note=lambda _: None).outside.modified
+    tree.close()

@@ -1,0 +1,104 @@
+"""A question for another process: its answer is yes, or no for whatever reason, and nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dsg_remote_agent.storage import beside
+from dsg_remote_agent.storage.beside import Beside
+
+Tick = Callable[[], None]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a dead one that nobody waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def never() -> None:
+    pass
+
+
+def fails(_: Tick) -> bool:
+    raise RuntimeError("for some reason")
+
+
+def ends(_: Tick) -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [(lambda _: True, True), (lambda _: False, False), (fails, False), (ends, False)],
+)
+def test_the_answer(question: Callable[[Tick], bool], answer: bool) -> None:
+    with Beside(question) as asked:
+        assert asked.yes(never) == answer
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_where_nothing_can_be_forked_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", refused)
+    with Beside(lambda _: True) as asked:
+        assert not asked.yes(never)
+    monkeypatch.setattr(beside, "_MAY_FORK", False)
+    with Beside(lambda _: True) as asked:
+        assert not asked.yes(never)
+
+
+def test_who_waits_is_asked_whether_he_still_does() -> None:
+    class GoneError(Exception):
+        pass
+
+    def tick() -> None:
+        raise GoneError
+
+    begun = time.monotonic()
+    with pytest.raises(GoneError), Beside(lambda _: time.sleep(60) is None) as asked:
+        pid = asked._pid
+        asked.yes(tick)
+    assert time.monotonic() - begun < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_it_ends_when_the_one_who_asked_is_no_more(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from dsg_remote_agent.storage.beside import Beside
+def question(tick):
+    while True:
+        tick()
+        time.sleep(0.01)
+asked = Beside(question)
+print(asked._pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    os.kill(pid, 0)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not alive(pid)
+    process.stdout.close()
