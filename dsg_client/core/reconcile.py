@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dsg_client.core.choices import Choice
 from dsg_client.core.clashes import Origin, Rival, find_clashes, settle_clashes
 from dsg_client.core.conflict import KIND_OF_STATE, Conflict, ConflictKind, Resolution
-from dsg_client.core.merge import differences
+from dsg_client.core.merge import Difference, differences
 from dsg_client.core.plan import Change, Plan
 from dsg_client.core.states import Action, StateRow, Take, classify
 from protocol.manifest import Entry
@@ -93,6 +93,7 @@ def reconcile(
     seq: int,
     prefer: Take | None = None,
     in_scope: Callable[[str], bool] | None = None,
+    known: Iterable[Difference] | None = None,
 ) -> Plan:
     """Decide what a sync of L, C and R does.
 
@@ -102,13 +103,16 @@ def reconcile(
     is a possible one. ``in_scope`` is asked only about paths that L does not
     have and that differ; what it refuses gets no action, stays in R, and is
     forgotten by C. ``who`` and ``seq`` are given to uploaded entries.
+    ``known``: what a merge of the three yields (:func:`differences`), where it
+    is known already; ``local`` and ``cache`` are not read then.
 
     Raises TypeError when ``remote`` is an iterator, InternalError when a
     stream is out of order.
     """
     if iter(remote) is remote:
         raise TypeError("remote must be iterable more than once, not an iterator")
-    paths, forgotten, counts = _differing(local, cache, remote, in_scope)
+    merged = differences(local, cache, remote) if known is None else known
+    paths, forgotten, counts = _differing(merged, in_scope)
     used: set[str] = set()
 
     def choice_for(path: _Path) -> Take | None:
@@ -132,16 +136,13 @@ def reconcile(
 
 
 def _differing(
-    local: Iterable[Entry],
-    cache: Iterable[Entry],
-    remote: Iterable[Entry],
-    in_scope: Callable[[str], bool] | None,
+    merged: Iterable[Difference], in_scope: Callable[[str], bool] | None
 ) -> tuple[list[_Path], list[Entry], _Counts]:
     """What differs in scope; C's entries that are out of scope; how many entries were seen."""
     paths: list[_Path] = []
     forgotten: list[Entry] = []
     unchanged = only_local = only_remote = outside = 0
-    for equal, a, b, c in differences(local, cache, remote):
+    for equal, a, b, c in merged:
         unchanged += equal
         entry = a or b or c
         if entry is None:

@@ -263,7 +263,8 @@ class _Teller:
 
 def _look(site: Site, verify: bool, teller: _Teller, held: int) -> None:
     try:
-        look = Look(site, site.cache().manifest.algorithm, verify=verify)
+        cache = site.cache().manifest
+        look = Look(site, cache.algorithm, verify=verify)
         told = False
 
         def news() -> None:
@@ -277,10 +278,11 @@ def _look(site: Site, verify: bool, teller: _Teller, held: int) -> None:
 
         threading.Thread(target=_watch, args=(held, look, tell), daemon=True).start()
         try:
-            looked = look.scan(news)
+            looked = look.scan(news, cache)
             head, parts = looked.sent()
             teller.tell("looked", *head, parts=parts)
         finally:
+            os.nice(10)  # the sync goes on; nobody waits for the index
             look.save()
     except Stopped:
         teller.tell("stopped")

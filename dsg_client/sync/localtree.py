@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from dsg_client.local.scan import Scanned
+from dsg_client.sync.since import Since
 from protocol.codec import Buffer
 from protocol.manifest import LINK, Entry, Manifest
 from protocol.tree.change import Expected
@@ -22,6 +23,7 @@ class LocalTree(Value):
     manifest: Manifest
     _numbers: array[int]  # size and inode of each entry
     _times: array[int]  # mtime_ns and ctime_ns of each entry; a time may lie before 1970
+    since: Since | None = None
 
     @classmethod
     def read(cls, scan: Iterable[Scanned], algorithm: str, tick: Callable[[int], None]) -> LocalTree:
@@ -49,12 +51,13 @@ class LocalTree(Value):
             memoryview(self._numbers).cast("B"),
             memoryview(self._times).cast("B"),
         ]
-        return (manifest.algorithm, manifest.count, manifest.digest, *map(len, parts)), parts
+        since = self.since and self.since.sent()
+        return (since, manifest.algorithm, manifest.count, manifest.digest, *map(len, parts)), parts
 
     @classmethod
     def received(cls, head: tuple[Any, ...], read: Callable[[int], bytes]) -> LocalTree:
         """What :meth:`sent` gave; EOFError when ``read`` has too little."""
-        algorithm, count, digest, *lengths = head
+        since, algorithm, count, digest, *lengths = head
         parts = []
         for length in lengths:
             part = read(length)
@@ -65,15 +68,20 @@ class LocalTree(Value):
         numbers, times = array("Q"), array("q")
         numbers.frombytes(parts[1])
         times.frombytes(parts[2])
-        return cls(manifest, numbers, times)
+        return cls(manifest, numbers, times, since and Since.received(since))
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.manifest)
 
     def expected(self, paths: Collection[str]) -> dict[str, Expected]:
         """What stood at each of ``paths``; a path that L did not have is left out."""
-        wanted = frozenset(paths)
+        wanted = set(paths)
         found: dict[str, Expected] = {}
+        if self.since is not None:
+            for path in wanted & self.since.places.keys():
+                number, entry = self.since.places[path]
+                found[path] = self._expected(entry, number)
+        wanted -= found.keys()
         if wanted:
             for number, entry in enumerate(self.manifest):
                 if entry[0] in wanted:

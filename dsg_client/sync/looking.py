@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dsg_client.local.hashing import Stopped
 from dsg_client.sync.localtree import LocalTree
+from dsg_client.sync.since import Since
 from protocol.codec import Buffer
+from protocol.manifest import Manifest
 from protocol.paths import PathProblem
 from protocol.value import Value
 
@@ -106,8 +108,11 @@ class Look:
         finally:
             self.save()
 
-    def scan(self, news: Callable[[], None]) -> Looked:
-        """The same without the index, which :meth:`save` brings up to date afterwards."""
+    def scan(self, news: Callable[[], None], cache: Manifest | None = None) -> Looked:
+        """The same without the index, which :meth:`save` brings up to date afterwards.
+
+        With ``cache``, where L differs from it is worked out, too.
+        """
 
         def tick(count: int) -> None:
             self._seen = count
@@ -116,6 +121,8 @@ class Look:
                 raise Stopped
 
         local = LocalTree.read(self._scan, self._algorithm, tick)
+        if cache is not None:
+            local = local.but(since=Since.of(local, cache))
         return Looked(local, tuple(self._scan.warnings), tuple(self._scan.rotten))
 
     def save(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from dsg_client.core.guard import refuse_mass_deletion
 from dsg_client.core.plan import Plan
@@ -20,7 +20,7 @@ from dsg_client.sync.results import conflict_fields, conflict_text
 from dsg_client.sync.site import Site
 from dsg_client.sync.threads import all_over
 from protocol.errors import ConflictError, IntegrityError, WrongRepositoryError
-from protocol.manifest import Entry, Manifest
+from protocol.manifest import Manifest
 from protocol.records import SnapshotRecord
 from protocol.value import Value
 
@@ -127,11 +127,19 @@ def tell_warnings(looked: Looked, emit: Emit) -> None:
 
 
 def plan_sync(
-    site: Site, local: Iterable[Entry], cache: Iterable[Entry], remote: Manifest, seq: int, prefer: str | None
+    site: Site, local: LocalTree, cache: Cache, remote: Manifest, seq: int, prefer: str | None
 ) -> Plan:
     """The plan of a sync of L, C and R; ``seq`` is the number of the snapshot it would make."""
-    scope = site.scope
-    seen = supply_lacking(local, cache, scope.filter(remote), site.tree.capabilities)
+    scope, capabilities = site.scope, site.tree.capabilities
+    seen = supply_lacking(local, cache, scope.filter(remote), capabilities)
+    since = local.since
+    # When R is C, where the three differ is where L differs from C.
+    known = (
+        since is not None
+        and since.cache == cache.manifest.digest == remote.digest
+        and capabilities.executable_bit
+        and capabilities.symlinks
+    )
     return reconcile(
         seen,
         cache,
@@ -140,6 +148,7 @@ def plan_sync(
         seq=seq,
         prefer=Take(prefer) if prefer else None,
         in_scope=scope.in_scope,
+        known=since.differences if since is not None and known else None,
     )
 
 

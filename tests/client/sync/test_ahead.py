@@ -112,11 +112,13 @@ async def test_it_finds_what_a_look_here_finds(ground: Ground) -> None:
         with ahead_of(site, "test"):
             look = site.ahead.take_look()
             assert site.ahead.take_look() is None
-            there = shown(look.run(lambda: news.append(look.differs)))
+            looked = look.run(lambda: news.append(look.differs))
+            there = shown(looked)
             differed = look.differs
+            since = [d.local.path for d in looked.local.since.differences if d.local]
         here = shown(Look(site, "sha256").run(lambda: None))
         say(kind=type(look).__name__, same=there == here, entries=here[0].count("Entry("),
-            warnings=len(here[4]), differed=differed, news=any(news))
+            warnings=len(here[4]), differed=differed, news=any(news), since=len(since))
         """,
     )
     assert found == {
@@ -126,6 +128,7 @@ async def test_it_finds_what_a_look_here_finds(ground: Ground) -> None:
         "warnings": 1,
         "differed": True,
         "news": True,
+        "since": 3003,
     }
     assert "input/con" in indexed(site)
 
