@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from protocol.codec import Buffer
 from protocol.digest import DEFAULT, DIGEST_BYTES, hasher
 from protocol.errors import IntegrityError
 from protocol.paths import check_link_target, path_problem, sort_key
@@ -151,9 +152,13 @@ class Manifest(Value):
         for entry in entries:
             pack.pack(entry)
             count += 1
-        body = pack.getbuffer()
+        return cls.from_parts(algorithm, count, [pack.getbuffer()])
+
+    @classmethod
+    def from_parts(cls, algorithm: str, count: int, parts: Iterable[Buffer]) -> Manifest:
+        """The manifest of ``count`` entries whose encodings, one after the other, are ``parts``."""
         head = _head(algorithm, count)
-        encoded = head + bytes(body)
+        encoded = b"".join([head, *parts])
         return cls(algorithm, count, _digest(algorithm, encoded), encoded, len(head))
 
     @classmethod

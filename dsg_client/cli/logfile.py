@@ -3,13 +3,22 @@
 ``client.log`` in the platform's state folder (``~/.local/state/dsg`` on
 Linux), private to the user, rotated at 1 MiB, three old ones kept. A log that
 cannot be written stops nothing.
+
+Imported only to write: most commands do not. structlog, which the agent's log
+is made with, would take longer to import than all of DSG, for one line.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 __all__ = ["log_path", "write_log"]
 
@@ -19,20 +28,11 @@ _KEPT = 3
 
 def log_path() -> Path:
     """Where the log is."""
-    import platformdirs
-
     return Path(platformdirs.user_state_dir("dsg", appauthor=False)) / "client.log"
 
 
 def write_log(event: str, **fields: Any) -> None:
     """Append one event with its fields and the time."""
-    # Imported here: most commands write nothing. structlog, which the agent's log is made with, would take
-    # longer to import than all of DSG, for one line.
-    import json
-    import logging
-    from datetime import UTC, datetime
-    from logging.handlers import RotatingFileHandler
-
     path = log_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

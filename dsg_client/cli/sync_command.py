@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
 
 import click
@@ -60,6 +62,8 @@ def command(
             await import_aside("dsg_client.sync.run")
             from dsg_client.sync.run import SyncOptions, sync
 
+            # The log's line comes last, when somebody waits; now it is the server that is waited for.
+            asyncio.get_running_loop().run_in_executor(None, import_module, "dsg_client.cli.logfile")
             options = SyncOptions(
                 dry_run=dry_run,
                 message=message,

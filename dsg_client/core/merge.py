@@ -1,4 +1,4 @@
-"""Streaming merges of sorted entries: where three trees differ, and a tree with changes put in.
+"""Streaming merges of sorted entries: where three trees differ, and what a tree keeps beside another's.
 
 Everything here takes entries in canonical order (:func:`protocol.paths.sort_key`),
 reads each stream once and holds a few entries at a time.
@@ -14,7 +14,7 @@ from protocol.errors import InternalError
 from protocol.manifest import Entry
 from protocol.paths import escape, sort_key
 
-__all__ = ["Difference", "Edit", "differences", "edited", "kept_beside"]
+__all__ = ["Difference", "Edit", "differences", "kept_beside"]
 
 
 class Difference(NamedTuple):
@@ -111,50 +111,6 @@ def _key(entry: Any, floor: str | None) -> str | None:
     if floor is not None and key <= floor:
         raise InternalError(f"the entries of a tree are not in order at {escape(entry[0])}")
     return key
-
-
-def edited(entries: Iterable[Entry], edits: Iterable[Edit]) -> Iterator[Entry]:
-    """``entries`` with ``edits`` put in; both, and the result, in canonical order.
-
-    InternalError when an edit's ``before`` is not what stands there: these are
-    not the entries that the edits were made for.
-    """
-    pending = iter(edits)
-    stream = iter(entries)
-    edit = next(pending, None)
-    if edit is None:
-        yield from stream
-        return
-    key = sort_key(edit.path)
-    for entry in stream:
-        entry_key = sort_key(entry[0])
-        while edit is not None and key < entry_key:
-            yield from _put(edit, None)
-            edit = next(pending, None)
-            key = "" if edit is None else sort_key(edit.path)
-        if edit is None:
-            yield entry
-            yield from stream
-            return
-        if key == entry_key:
-            yield from _put(edit, entry)
-            edit = next(pending, None)
-            if edit is None:
-                yield from stream
-                return
-            key = sort_key(edit.path)
-        else:
-            yield entry
-    while edit is not None:
-        yield from _put(edit, None)
-        edit = next(pending, None)
-
-
-def _put(edit: Edit, standing: Entry | None) -> Iterator[Entry]:
-    if edit.before != standing:
-        raise InternalError(f"{escape(edit.path)} is not in the tree as it was when the plan was made")
-    if edit.after is not None:
-        yield edit.after
 
 
 def kept_beside(entries: Iterable[Entry], kept: Iterable[Entry]) -> Iterator[Entry]:

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from dsg_client.core.conflict import Conflict, Resolution
-from dsg_client.core.merge import Edit, edited, kept_beside
+from dsg_client.core.merge import Edit, kept_beside
 from protocol.digest import DEFAULT, hasher
 from protocol.errors import InternalError
 from protocol.manifest import Entry, Manifest
 from protocol.paths import sort_key
+from protocol.splice import splice
 from protocol.value import Value
 
 __all__ = ["Change", "Plan"]
@@ -117,8 +118,8 @@ class Plan(Value):
         """The changes of L in canonical order: downloads, and deletes with ``after`` None."""
         return _in_order(self.downloads, self.delete_local)
 
-    def merged_remote(self, remote: Iterable[Entry]) -> Iterator[Entry]:
-        """The entries of the new snapshot, streaming.
+    def merged_remote(self, remote: Manifest) -> Manifest:
+        """The manifest of the new snapshot.
 
         ``remote`` is all of R, out of scope too, as it was given to
         ``reconcile``. Uploads carry the plan's ``who`` and ``seq``; all else
@@ -126,7 +127,7 @@ class Plan(Value):
         when an entry that it changes is not in ``remote`` as it was.
         """
         self._carry_out()
-        return edited(remote, self.remote_edits())
+        return splice(remote, self.remote_edits())
 
     def new_cache(
         self, cache: Iterable[Entry], merged: Iterable[Entry], held: Collection[str] = ()

@@ -32,8 +32,10 @@ async def dial(
     the host are tried, in turn, the next one not later than after 250 ms.
     """
     loop = asyncio.get_running_loop()
+    # Bytes need no IDNA, whose tables take 3 ms to import.
+    name = host.encode("ascii") if host.isascii() else host
     try:
-        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(name, port, family=family, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise unknown_host(host, getattr(error, "strerror", None) or str(error)) from None
     pending: set[asyncio.Task[socket.socket]] = set()

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from dsg_client.core.merge import Edit, edited
+from dsg_client.core.merge import Edit
 from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.deciding import commit_there
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
@@ -21,6 +21,7 @@ from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.paths import sort_key
 from protocol.records import SnapshotRecord
+from protocol.splice import splice
 
 __all__ = ["Adopted", "adopt"]
 
@@ -113,9 +114,7 @@ async def _adopt_once(site: Site, repo: RemoteRepo, head: Head, message: str) ->
             await repo.abort(txid)
             return found, False
         edits = _edits(head.manifest, rows)
-        merged = await asyncio.to_thread(
-            lambda: Manifest.from_entries(edited(head.manifest, edits), head.manifest.algorithm)
-        )
+        merged = await asyncio.to_thread(splice, head.manifest, edits)
         raw = await repo.prepare(
             txid,
             manifest=merged.digest,

@@ -231,7 +231,7 @@ class Transaction:
         plan, base = self._plan, self._base
         merged = base.manifest
         if plan.changes_remote:
-            merged = Manifest.from_entries(plan.merged_remote(base.manifest), base.manifest.algorithm)
+            merged = plan.merged_remote(base.manifest)
         if plan.caches_all(base.cache, base.manifest):
             return Outlook(merged, merged)
         return Outlook(merged, Manifest.from_entries(plan.new_cache(base.cache, merged), self._algorithm))

@@ -8,9 +8,7 @@ bytes.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
@@ -21,14 +19,12 @@ from protocol.digest import hasher
 from protocol.errors import PathsRefusedError, RemoteProtocolError
 from protocol.manifest import FILE, Entry, Manifest, Row
 from protocol.paths import collision_key, sort_key
+from protocol.splice import PART_BYTES, Ahead, Parts
 from protocol.value import Value
 
 __all__ = ["ChangeRows", "Merged", "Numbered", "Step", "merge"]
 
 _MAGIC = b"DSGM1\n"
-_PART_BYTES = 1 << 20
-_LONG_BYTES = 1 << 16
-_STRETCH = 1024  # entries
 _SHOWN = 100
 
 Numbered = tuple[int, Entry | str]  # a change with its number, by which its content was sent
@@ -114,9 +110,9 @@ def merge(
     another's folder is; PathsRefusedError when new names differ from others
     only in case or normal form.
     """
-    ahead = _Ahead(base)
+    ahead = Ahead(base)
     take = base.taker()
-    parts = _Parts()
+    parts = Parts()
     carried = StatIndex()
     brought = array("Q")
     pack = msgpack.Packer().pack
@@ -172,79 +168,6 @@ def _size(row: Row) -> int:
     return row[4] if row[1] == FILE else 0
 
 
-class _Ahead:
-    """A base's entries, decoded a stretch at a time, to find in them the paths of ascending changes.
-
-    ``size``: bytes of the files in all stretches so far.
-    """
-
-    def __init__(self, base: Manifest) -> None:
-        self.size = 0
-        self._rows = base.rows()
-        self._stretch: list[Row] = []
-        self._first = self._at = 0  # the number of the stretch's first entry; a place in the stretch
-
-    def find(self, path: str) -> tuple[int, Entry | None]:
-        """The number of the first entry that does not stand before ``path``, and the entry of ``path``."""
-        while True:
-            if self._at < len(self._stretch):
-                if self._stretch[self._at][0] != path:
-                    key = sort_key(path)
-                    if sort_key(self._stretch[-1][0]) < key:
-                        self._at = len(self._stretch)
-                        continue
-                    self._at = bisect_left(self._stretch, key, self._at, key=_sort_key_of)
-                here = self._stretch[self._at]
-                number = self._first + self._at
-                if here[0] != path:
-                    return number, None
-                self._at += 1
-                return number, Entry._make(here)
-            if not self._next_stretch():
-                return self._first, None
-
-    def go_to_end(self) -> None:
-        while self._next_stretch():
-            pass
-
-    def _next_stretch(self) -> bool:
-        self._first += len(self._stretch)
-        self._at = 0
-        self._stretch = list(islice(self._rows, _STRETCH))
-        self.size += sum(row[4] for row in self._stretch if row[1] == FILE)
-        return bool(self._stretch)
-
-
-def _sort_key_of(row: Row) -> str:
-    return sort_key(row[0])
-
-
-class _Parts:
-    """Encoded entries put together: what is short is copied, what is long stays where it lies."""
-
-    def __init__(self) -> None:
-        self._parts: list[Buffer] = []
-        self._waiting = bytearray()
-
-    def add(self, encoded: Buffer) -> None:
-        if len(encoded) < _LONG_BYTES:
-            self._waiting += encoded
-            if len(self._waiting) < _PART_BYTES:
-                return
-            encoded = b""
-        if self._waiting:
-            self._parts.append(self._waiting)
-            self._waiting = bytearray()
-        if encoded:
-            self._parts.append(encoded)
-
-    def end(self) -> list[Buffer]:
-        """All parts; each ends with an entry."""
-        if self._waiting:
-            self._parts.append(self._waiting)
-        return self._parts
-
-
 def _check_tree(parts: Iterable[Buffer], base: Manifest) -> None:
     """Refuse the entries encoded in ``parts`` when they are no possible tree, or make names collide."""
     names = _Names()
@@ -252,8 +175,8 @@ def _check_tree(parts: Iterable[Buffer], base: Manifest) -> None:
     for part in parts:
         unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
         # A part may be the whole base: the unpacker copies what it is fed.
-        for at in range(0, len(part), _PART_BYTES):
-            unpacker.feed(part[at : at + _PART_BYTES])
+        for at in range(0, len(part), PART_BYTES):
+            unpacker.feed(part[at : at + PART_BYTES])
             for row in unpacker:
                 pair = names.enter(row[0])
                 if pair:

@@ -14,6 +14,7 @@ from dsg_remote_agent.storage import merge as merge_module
 from dsg_remote_agent.storage.merge import ChangeRows, Merged, Step, merge
 from dsg_remote_agent.storage.place import next_index
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
+from protocol import splice as splice_module
 from protocol.errors import PathsRefusedError, RemoteProtocolError
 from protocol.manifest import FILE, Entry, Manifest
 from protocol.paths import sort_key
@@ -82,9 +83,10 @@ def test_long_runs_and_short_ones(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch, stretch: int, long: int, part: int
 ) -> None:
     """The parts hold whole entries, whatever is copied and whatever stays where it lies."""
-    monkeypatch.setattr(merge_module, "_STRETCH", stretch)
-    monkeypatch.setattr(merge_module, "_LONG_BYTES", long)
-    monkeypatch.setattr(merge_module, "_PART_BYTES", part)
+    monkeypatch.setattr(splice_module, "_STRETCH", stretch)
+    monkeypatch.setattr(splice_module, "_LONG_BYTES", long)
+    monkeypatch.setattr(splice_module, "PART_BYTES", part)
+    monkeypatch.setattr(merge_module, "PART_BYTES", part)
     paths = [f"{folder}/{name}" for folder in ("a", "a.b", "b/c", "d/é") for name in range(100)]
     for _ in range(40):
         share = rng.choice((0.0, 0.01, 0.1, 1.0))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import dsg_client.core.merge as module
-from dsg_client.core.merge import Edit, differences, edited, kept_beside
+from dsg_client.core.merge import differences, kept_beside
 from dsg_client.core.reconcile import reconcile
 from protocol.errors import InternalError
 from protocol.manifest import Entry, Manifest
@@ -60,24 +60,7 @@ def test_the_canonical_order_is_by_component() -> None:
     assert reconcile(entries, entries, entries, who="w", seq=1).is_empty
     plan = reconcile(entries, [], [], who="w", seq=1)
     assert [c.path for c in plan.uploads] == ["a/b", "a/c", "a b", "a-b", "a.b", "b"]
-    assert list(plan.merged_remote([])) == [c.after for c in plan.uploads]
-
-
-def test_edited_refuses_another_tree() -> None:
-    a, b = file("a", "1"), file("b", "1")
-    assert list(edited([a], [Edit("b", None, b)])) == [a, b]
-    assert list(edited([b], [Edit("a", None, a)])) == [a, b]
-    assert list(edited([a, b], [Edit("a", a, None)])) == [b]
-    assert list(edited([a, b], [])) == [a, b]
-    for entries, edit in (
-        ([b], Edit("a", a, None)),  # gone
-        ([a], Edit("a", None, a)),  # there already
-        ([file("a", "2")], Edit("a", a, None)),  # another version
-        ([a._replace(who="x")], Edit("a", a, None)),  # another attribution
-        ([], Edit("a", a, b)),
-    ):
-        with pytest.raises(InternalError, match="as it was when the plan was made"):
-            list(edited(entries, [edit]))
+    assert list(plan.merged_remote(Manifest.from_entries([]))) == [c.after for c in plan.uploads]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +107,6 @@ def test_memory_goes_with_the_changes_not_with_the_tree() -> None:
         plan = reconcile(local, Numbered(count, 1), remote, who="w", seq=3)
         reconciled = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.reset_peak()
-        assert sum(1 for _ in plan.merged_remote(remote)) == count + 1
         assert sum(1 for _ in plan.new_cache(Numbered(count, 1), remote)) == count + 1
         assert sum(1 for _ in plan.new_cache(Numbered(count, 1), remote, {"e/new"})) == count
         streamed = tracemalloc.get_traced_memory()[1] - before
@@ -134,13 +116,3 @@ def test_memory_goes_with_the_changes_not_with_the_tree() -> None:
     assert [c.path for c in plan.downloads] == ["e/new"]
     # A list of the entries would take more than 10 MB; a manifest is read in pieces of 256 KiB.
     assert max(reconciled, streamed) < 2_000_000
-
-
-def test_results_are_made_while_they_are_read() -> None:
-    remote = Numbered(10_000, 2)
-    plan = reconcile([], [], [file("d/00000/0000000", "mine")], who="w", seq=3)
-    assert plan.downloads
-    upload = reconcile([file("a", "x")], [], [], who="w", seq=3)
-    first = next(upload.merged_remote(remote))
-    assert first.path == "a"
-    assert remote.made <= 1

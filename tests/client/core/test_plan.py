@@ -10,7 +10,7 @@ import pytest
 from dsg_client.core.reconcile import reconcile
 from dsg_client.core.states import Take
 from protocol.errors import InternalError
-from protocol.manifest import Entry
+from protocol.manifest import Entry, Manifest
 
 from .trees import file, in_order, link
 
@@ -40,7 +40,7 @@ def world() -> tuple[list[Entry], list[Entry], list[Entry]]:
 def test_results_and_attribution() -> None:
     local, cache, remote = world()
     plan = reconcile(local, cache, remote, who="eve", seq=3)
-    merged = list(plan.merged_remote(remote))
+    merged = list(plan.merged_remote(Manifest.from_entries(remote)))
     assert [(e.path, e.who, e.seq) for e in merged] == [
         ("both", "bob", 2),
         ("down", "bob", 2),
@@ -75,7 +75,7 @@ def test_mtime_travels_and_is_not_equality() -> None:
     assert reconcile(touched, old, old, who="eve", seq=2).is_empty
     changed = [file("a", "y")._replace(mtime_ns=5)]
     plan = reconcile(changed, old, old, who="eve", seq=2)
-    assert [e.mtime_ns for e in plan.merged_remote(old)] == [5]
+    assert [e.mtime_ns for e in plan.merged_remote(Manifest.from_entries(old))] == [5]
 
 
 def test_c_takes_the_attribution_of_r_for_what_is_unchanged() -> None:
@@ -121,7 +121,7 @@ def test_a_plan_with_conflicts_is_not_carried_out() -> None:
     local, remote = [file("a", "1")], [file("a", "2")]
     plan = reconcile(local, [], remote, who="w", seq=1)
     with pytest.raises(InternalError, match="1 conflicts"):
-        plan.merged_remote(remote)
+        plan.merged_remote(Manifest.from_entries(remote))
     with pytest.raises(InternalError, match="1 conflicts"):
         plan.new_cache([], remote)
 

@@ -13,6 +13,7 @@ from dsg_client.core.choices import Choice
 from dsg_client.core.plan import Plan
 from dsg_client.core.reconcile import reconcile
 from dsg_client.core.states import Take
+from protocol.manifest import Manifest
 
 from .oracle import clashing, expect, possible, version
 from .random_trees import worlds
@@ -190,7 +191,7 @@ def test_what_is_out_of_scope_stays_as_it_is(world: World, prefer: Take | None) 
         filtered.conflicts,
     )
     assume(not plan.conflicts)
-    merged = {e.path: e for e in plan.merged_remote(in_order(world.remote))}
+    merged = {e.path: e for e in plan.merged_remote(Manifest.from_entries(in_order(world.remote)))}
     assert {p: merged[p] for p in merged if not in_scope(p)} == outside
     assert possible(merged)
     new_cache = list(plan.new_cache(in_order(world.cache), in_order(merged)))

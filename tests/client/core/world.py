@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from dsg_client.core.plan import Plan
-from protocol.manifest import Entry
+from protocol.manifest import Entry, Manifest
 
 from .oracle import possible, version
 from .trees import Tree, in_order
@@ -53,7 +53,7 @@ def carry_out(plan: Plan, world: World) -> World:
         assert remote.get(change.path) == change.before
         assert local[change.path]._replace(who=plan.who, seq=plan.seq) == change.after
         remote[change.path] = change.after
-    merged = list(plan.merged_remote(in_order(world.remote)))
+    merged = list(plan.merged_remote(Manifest.from_entries(in_order(world.remote))))
     assert merged == in_order(remote)
     cache = list(plan.new_cache(in_order(world.cache), merged))
     assert cache == in_order(cache)
