@@ -22,9 +22,13 @@ import signal
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hosts.zfs_fuse import ZfsFuse
 
 # Which Debian package provides a program that a test may need.
 PACKAGES = {
@@ -35,6 +39,7 @@ PACKAGES = {
     "rsync": "rsync",
     "strace": "strace",
     "git": "git",
+    "zfs-fuse": "zfs-fuse",
 }
 
 # Every test below these runs whole commands, each several processes.
@@ -118,6 +123,15 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         previous = os.umask(0o022)
         yield home
         os.umask(previous)
+
+
+@pytest.fixture(scope="session")
+def zfs_host() -> Iterator[ZfsFuse]:
+    """One zfs-fuse for the whole run; be ``entered()`` to see it, and make a root for each test."""
+    from tests.hosts.zfs_fuse import zfs_fuse
+
+    with zfs_fuse() as host:
+        yield host
 
 
 def find_program(name: str) -> str | None:

@@ -1,0 +1,236 @@
+"""A ZFS of its own for the tests: zfs-fuse with a pool on a file, in a mount namespace that nobody else sees.
+
+    with zfs_fuse() as host, host.entered():
+        root = host.make_root("one")          # pool/one, as an administrator makes it
+        host.zfs("create", f"{root.dataset}/x")
+
+zfs-fuse has one socket, one lock and one cache file at fixed places; in a
+namespace with empty file systems over them it runs beside any other. Whoever
+is to see the pool must be in that namespace: :meth:`ZfsFuse.entered` moves the
+main thread there, and with it every process that it starts meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from tests.conftest import find_program, skip_unless_root
+
+__all__ = ["ZfsFuse", "ZfsRoot", "zfs_fuse"]
+
+# <linux/sched.h>
+_CLONE_FS = 0x200
+_CLONE_NEWNS = 0x20000
+_POOL_BYTES = 1 << 30  # sparse
+_COVERED = ("/run/zfs", "/run/lock/zfs", "/var/lib/zfs")
+_LIMIT = 30.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@frozen
+class ZfsRoot:
+    """A dataset below which repositories are made: ``dataset``, and the folder with their links."""
+
+    dataset: str
+    folder: Path
+
+
+class ZfsFuse:
+    """A running zfs-fuse with one pool."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pool = f"dsgt{secrets.token_hex(3)}"
+        self.mountpoint = folder / "pool"
+        self._image = folder / "pool.img"
+        self._log = (folder / "daemon.log").open("ab")
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._namespace = -1
+        self._inside = 0
+
+    # The namespace
+
+    def _make_namespace(self) -> None:
+        home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        here = os.getcwd()
+        try:
+            if _libc.unshare(_CLONE_FS | _CLONE_NEWNS):
+                pytest.skip(
+                    f"no mount namespace: {os.strerror(ctypes.get_errno())}; to have it: sudo make test, "
+                    "in a container with --cap-add SYS_ADMIN"
+                )
+            try:
+                self._run("mount", "--make-rprivate", "/")
+                for covered in _COVERED:
+                    os.makedirs(covered, exist_ok=True)
+                    self._run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", covered)
+                self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                _set_namespace(home)
+                os.chdir(here)
+        finally:
+            os.close(home)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be where the pool is seen; only in the main thread, and may be nested."""
+        assert threading.current_thread() is threading.main_thread()
+        if self._inside:
+            yield
+            return
+        home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        here = os.getcwd()
+        try:
+            _set_namespace(self._namespace)
+            self._inside += 1
+            try:
+                os.chdir(here)
+                yield
+            finally:
+                self._inside -= 1
+                _set_namespace(home)
+                os.chdir(here)
+        finally:
+            os.close(home)
+
+    # The daemon
+
+    def start(self) -> None:
+        """Start the daemon (again) and wait until it answers; after :meth:`kill`, mount what was mounted."""
+        program = find_program("zfs-fuse")
+        assert program is not None
+        with self.entered():
+            for path in reversed(self._mounts()):
+                self._run("umount", "-l", path)  # of a daemon that is gone
+            again = self._image.exists()
+            self._daemon = subprocess.Popen(
+                [program, "--no-daemon", "--no-kstat-mount"],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,
+            )
+            deadline = time.monotonic() + _LIMIT
+            # It says nothing when it is ready, and imports its pools before it answers.
+            while self._try("zpool", "list").returncode:
+                assert self._daemon.poll() is None, (self.folder / "daemon.log").read_text()
+                assert time.monotonic() < deadline, "zfs-fuse does not answer"
+                time.sleep(0.02)
+            if again:
+                self.zfs("mount", "-a")
+            else:
+                with self._image.open("wb") as image:
+                    image.truncate(_POOL_BYTES)
+                self.zpool("create", "-m", str(self.mountpoint), self.pool, str(self._image))
+
+    @property
+    def pid(self) -> int | None:
+        """The daemon's process."""
+        return self._daemon.pid if self._daemon else None
+
+    def kill(self) -> None:
+        """SIGKILL: what was not flushed is lost, as in a power cut."""
+        assert self._daemon is not None
+        self._daemon.kill()
+        self._daemon.wait()
+
+    def stop(self) -> None:
+        """End everything. Whoever still has a descriptor in the pool gets errors from it."""
+        if self._daemon is not None:
+            self.kill()
+        if self._namespace >= 0:
+            with self.entered():
+                for path in reversed(self._mounts()):
+                    self._try("umount", "-l", path)
+            os.close(self._namespace)
+        self._log.close()
+
+    def _mounts(self) -> list[str]:
+        """Where this pool's datasets are mounted, in the order of mounting."""
+        with open("/proc/self/mounts") as mounts:
+            fields = [line.split(" ") for line in mounts]
+        return [
+            field[1].encode().decode("unicode_escape")
+            for field in fields
+            if field[0] == self.pool or field[0].startswith(f"{self.pool}/")
+        ]
+
+    # Commands
+
+    def zfs(self, *words: str) -> str:
+        """What ``zfs WORDS`` prints; AssertionError when it fails."""
+        return self._run("zfs", *words)
+
+    def zpool(self, *words: str) -> str:
+        """The same for ``zpool``."""
+        return self._run("zpool", *words)
+
+    def fails(self, *words: str) -> bool:
+        """Whether ``zfs WORDS`` fails."""
+        return self._try("zfs", *words).returncode != 0
+
+    def make_root(self, name: str) -> ZfsRoot:
+        """A dataset for repositories, made as the administrator's guide says."""
+        root = ZfsRoot(f"{self.pool}/{name}", self.mountpoint / name)
+        self.zfs(
+            "create", "-o", "canmount=off", "-o", "atime=off", "-o", f"mountpoint={root.folder}/.gen",
+            root.dataset,
+        )  # fmt: skip
+        (root.folder / ".gen").mkdir(parents=True)
+        return root
+
+    def datasets(self, root: ZfsRoot, kind: str = "filesystem") -> list[str]:
+        """The names of what lies below a root: ``filesystem`` or ``snapshot``."""
+        listed = self.zfs("list", "-H", "-r", "-t", kind, "-o", "name", root.dataset).split("\n")
+        return [name for name in listed if name and name != root.dataset]
+
+    def _run(self, *words: str) -> str:
+        done = self._try(*words)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _try(self, *words: str) -> subprocess.CompletedProcess[str]:
+        program = find_program(words[0])
+        assert program is not None, words[0]
+        return subprocess.run(
+            [program, *words[1:]], capture_output=True, text=True, check=False, timeout=_LIMIT, cwd="/"
+        )
+
+
+def _set_namespace(descriptor: int) -> None:
+    # A thread that shares its root folder with others may not change its namespace.
+    if _libc.unshare(_CLONE_FS) or _libc.setns(descriptor, _CLONE_NEWNS):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "mount namespace")
+
+
+@contextlib.contextmanager
+def zfs_fuse() -> Iterator[ZfsFuse]:
+    """A daemon with an empty pool in a folder of its own; all of it is gone at the end."""
+    skip_unless_root("zfs-fuse")
+    for program in ("zfs-fuse", "zfs", "zpool"):
+        if find_program(program) is None:
+            pytest.skip(f"{program} not found; to have it: sudo apt-get install -y zfs-fuse")
+    folder = Path(tempfile.mkdtemp(prefix="dsg-zfs-", dir="/tmp"))
+    folder.chmod(0o755)
+    host = ZfsFuse(folder)
+    try:
+        host._make_namespace()
+        host.start()
+        yield host
+    finally:
+        host.stop()
+        shutil.rmtree(folder, ignore_errors=True)
