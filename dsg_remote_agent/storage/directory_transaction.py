@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 
 import msgpack
 
 from dsg_remote_agent.lock import Held
-from dsg_remote_agent.storage.adopt import Adopted
 from dsg_remote_agent.storage.base import Committed, Notice
 from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.finish import Carried, carry_out
+from dsg_remote_agent.storage.incoming import Incoming
 from dsg_remote_agent.storage.layout import object_path, stands
 from dsg_remote_agent.storage.manifests import write_blocks
-from dsg_remote_agent.storage.merge import ChangeRows, Merged, Step, merge
+from dsg_remote_agent.storage.merge import Step, merge
 from dsg_remote_agent.storage.place import Place, staged_manifest
 from dsg_remote_agent.storage.planned import check_planned
 from dsg_remote_agent.storage.statindex import StatIndex
@@ -31,12 +30,11 @@ from protocol.errors import (
 )
 from protocol.manifest import FILE, Entry, Manifest
 from protocol.messages import OutsideChanges
-from protocol.paths import escape, sort_key
+from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.transaction import RemoteState
 from protocol.transaction import Step as Moment
 from protocol.tree.actions import TRASH
-from protocol.tree.arrive import Arrivals
 from protocol.tree.change import (
     JOURNAL_PREPARED,
     Action,
@@ -54,8 +52,6 @@ from protocol.tree.fs import Kind
 
 __all__ = ["DirectoryTransaction"]
 
-# What the journal, manifest and folders need beside the files themselves, roughly.
-_SPARE_BYTES = 4 * 1024 * 1024
 _KINDS = (Kind.FILE, Kind.LINK)
 
 
@@ -85,10 +81,8 @@ class DirectoryTransaction:
         self._index = index
         self._looked = looked  # the file system's time before the index was looked at
         self._notice = notice
-        self._rows = ChangeRows()
-        self._adopted = Adopted(place.tree, manifest.algorithm, base.seq + 1)
-        self._arrivals: Arrivals | None = None
         self._staging = Staging(place.tree, self.txid)
+        self._incoming = Incoming(place, base, manifest, index, self._staging)
         self._actions = _Spool()
         self._record: SnapshotRecord | None = None
         self._journal: Journal | None = None
@@ -103,69 +97,34 @@ class DirectoryTransaction:
     @property
     def seq(self) -> int:
         """The number of the snapshot being made."""
-        return self._base.seq + 1
+        return self._incoming.seq
 
     # Taking in.
 
     def change(self, changes: Iterable[Entry | str]) -> int:
-        """Take the changes, in canonical order; RemoteStorageError when there is no room for them."""
-        if len(self._rows) or self._arrivals is not None:
-            raise RemoteProtocolError("the changes of this transaction were sent already")
-        wanted = 0
-        for change in changes:
-            if isinstance(change, Entry):
-                if change.seq != self.seq:
-                    raise RemoteProtocolError(
-                        f"a change of {change.path!r} is for snapshot s{change.seq}, not s{self.seq}"
-                    )
-                wanted += change.size if change.kind == FILE else 0
-            self._rows.append(change)
-        free = self.free
-        if wanted and wanted + _SPARE_BYTES > free:
-            raise RemoteStorageError(
-                f"the changes need {wanted + _SPARE_BYTES:,} bytes; {self._place.shown} has {free:,} free",
-                hint="free space on the server and sync again; nothing was changed",
-                facts={"needed": wanted, "free": free, "path": self._place.shown},
-            )
-        return len(self._rows)
+        return self._incoming.change(changes, self.free)
 
     def receive(self, payloads: Iterable[Buffer]) -> tuple[int, int]:
-        if self._arrivals is None:
-            self._arrivals = Arrivals(
-                self._staging,
-                self._rows,
-                self._manifest.algorithm,
-                lambda: self._place.failpoints.reach(Moment.UPLOAD_STARTED),
-            )
-        arrivals = self._arrivals
-        files, size = arrivals.files, arrivals.bytes
-        try:
-            for payload in payloads:
-                arrivals.feed(payload)
-            arrivals.end()
-        finally:
-            arrivals.close()
-        self._place.failpoints.reach(Moment.UPLOADED)
-        return arrivals.files - files, arrivals.bytes - size
+        return self._incoming.receive(payloads)
 
     def adopt(self, paths: Iterable[str], who: str) -> Iterator[Entry | str]:
-        yield from self._adopted.take(self._manifest, self._index, paths, who)
+        yield from self._incoming.adopt(paths, who)
 
     # Preparing.
 
     def prepare(self, manifest: str, message: str, user: str, host: str) -> SnapshotRecord:
         place = self._place
         tree = place.tree
-        self._refuse_unadopted()
+        self._incoming.refuse_unadopted(self.outside)
         self._notice("verifying")
         self._actions = _Spool()
-        merged = merge(self._manifest, self._index, self._changes(), self._plan)
+        merged = merge(self._manifest, self._index, self._incoming.changes(), self._plan)
         if merged.digest != manifest:
             raise IntegrityError(
                 f"the merged manifest has the digest {merged.digest}, the client expected {manifest}",
                 hint="run the same version of DSG on both machines, and sync again",
             )
-        record = self._make_record(merged, message, user, host)
+        record = self._incoming.record(self.txid, merged, message, user, host)
         write_blocks(tree, staged_manifest(self.txid), merged.parts)
         self._notice("flushing")
         tree.flush()
@@ -184,34 +143,6 @@ class DirectoryTransaction:
         self.state = RemoteState.PREPARED
         place.failpoints.reach(Moment.REMOTE_PREPARED)
         return record
-
-    def _refuse_unadopted(self) -> None:
-        left = [
-            path for path in (*self.outside.modified, *self.outside.deleted) if path not in self._adopted.rows
-        ]
-        # Added paths that nobody adopts stay as they are, however many: no action of ours touches them.
-        untold = self.outside.more and (self.outside.modified or self.outside.deleted)
-        if left or (untold and not self._adopted.rows):
-            raise OutsideChangeError(
-                f"{len(left)} paths that were changed on the server are not adopted, first {escape(left[0])}"
-                if left
-                else "changes made on the server are not adopted",
-                hint="run 'dsg adopt'",
-            )
-
-    def _changes(self) -> Iterator[tuple[int, Entry | str]]:
-        """The client's changes with their numbers and, numbered -1, what is adopted; each path once."""
-        own = ((sort_key(_path(change)), number, change) for number, change in enumerate(self._rows))
-        adopted = ((sort_key(path), -1, change) for path, change in self._adopted.changes())
-        last: tuple[str, Entry | str] | None = None
-        # At equal paths the adopted one (-1) comes first.
-        for key, number, change in heapq.merge(adopted, own, key=lambda item: item[:2]):
-            if last is not None and last[0] == key:
-                if last[1] != change:
-                    raise RemoteProtocolError(f"{_path(change)!r} is adopted and changed at once")
-                continue
-            last = (key, change)
-            yield number, change
 
     def _plan(self, step: Step) -> None:
         """Add the action for one change; what it needs in staging and was not sent is made there."""
@@ -258,7 +189,7 @@ class DirectoryTransaction:
                     hint="ignore the link, or keep the repository on another file system",
                 )
             return self._staging.link(step.number, entry.content.decode())
-        staged = self._arrivals.staged(step.number) if self._arrivals is not None else None
+        staged = self._incoming.staged(step.number)
         if staged is not None:
             return staged
         was = step.was
@@ -268,24 +199,6 @@ class DirectoryTransaction:
                 step.number, step.path, before, executable=entry.executable, mtime_ns=entry.mtime_ns
             )
         raise RemoteProtocolError(f"the content of {step.path!r} was not sent")
-
-    def _make_record(self, merged: Merged, message: str, user: str, host: str) -> SnapshotRecord:
-        return SnapshotRecord(
-            repo_id=self._place.marker.repo_id,
-            seq=self.seq,
-            manifest=merged.digest,
-            parent=self._base.digest,
-            txid=self.txid,
-            user=user,
-            host=host,
-            time=self._place.now(),
-            message=message,
-            entries=merged.entries,
-            size=merged.size,
-            added=merged.added,
-            changed=merged.changed,
-            deleted=merged.deleted,
-        )
 
     # Ending.
 
@@ -306,7 +219,7 @@ class DirectoryTransaction:
                 f"the head of {place.shown} is not the one this sync began with", hint="sync again"
             )
         self._notice("checking")
-        check_planned(tree, self._actions, self._adopted.rows)
+        check_planned(tree, self._actions, self._incoming.adopted.rows)
         place.failpoints.reach(Moment.REMOTE_CHECKED)
         proceed()
         self._decide()
@@ -315,7 +228,7 @@ class DirectoryTransaction:
         try:
             place.failpoints.reach(Moment.REMOTE_DECIDED)
             self._notice("applying")
-            adopted = self._adopted.settled_rows(self._looked)
+            adopted = self._incoming.adopted.settled_rows(self._looked)
             notes = carry_out(place, journal, self._carried(), adopted)
         except Exception as error:  # noqa: BLE001  it is committed, whatever else went wrong
             notes.append(
@@ -329,7 +242,7 @@ class DirectoryTransaction:
     def _carried(self) -> Carried:
         assert self._next is not None
         index, brought = self._next
-        paths = (change.path for _, change in self._changes() if isinstance(change, Entry))
+        paths = (change.path for _, change in self._incoming.changes() if isinstance(change, Entry))
         return Carried(
             index=index.settled(self._place.tree, self._looked), brought=zip(brought, paths, strict=True)
         )
@@ -368,10 +281,6 @@ class DirectoryTransaction:
         elif self.state is RemoteState.DECIDED:
             # An unexpected failure between decision and reply: the next holder of the lock goes on.
             self._held.release()
-
-
-def _path(change: Entry | str) -> str:
-    return change if isinstance(change, str) else change.path
 
 
 class _Spool:
