@@ -14,13 +14,13 @@ from typing import Any
 
 from dsg_remote_agent.storage.layout import FORMAT, HEAD, RECORDS, Marker, record_path, replace_bytes
 from protocol.digest import parse_tagged
-from protocol.errors import IntegrityError, WrongRepositoryError
+from protocol.errors import HeadMovedError, IntegrityError, WrongRepositoryError
 from protocol.records import MAX_RECORD_BYTES, SnapshotRecord
 from protocol.tree.change import JOURNAL_DECIDED, JournalState, read_journal
 from protocol.tree.fs import TreeFS
 from protocol.value import Value
 
-__all__ = ["Chain", "Head", "head_bytes"]
+__all__ = ["Chain", "Head", "head_bytes", "head_moved"]
 
 MAX_HEAD_BYTES = 4096
 _RESTORE = "restore it from a backup of the repository's .dsg folder; nothing was changed"
@@ -198,3 +198,12 @@ class Chain(Value):
         # Also when it is there: who put it there may not have lived to flush it.
         replace_bytes(self.tree, record_path(record.seq), record.to_bytes(), durable=durable)
         replace_bytes(self.tree, HEAD, head_bytes(record, record.digest), durable=durable)
+
+
+def head_moved(shown: str, head: Head, base: str) -> HeadMovedError:
+    """The refusal of a transaction whose ``base`` is not the head any more."""
+    return HeadMovedError(
+        f"{shown} is at snapshot s{head.seq}: another sync committed meanwhile",
+        hint="sync again",
+        facts={"head": head.digest, "seq": head.seq, "base": base},
+    )

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from dsg_remote_agent.lock import Held, read_holder, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
-from dsg_remote_agent.storage.chain import Head
+from dsg_remote_agent.storage.chain import head_moved
 from dsg_remote_agent.storage.directory_transaction import DirectoryTransaction
 from dsg_remote_agent.storage.finish import settle
 from dsg_remote_agent.storage.history import SnapshotFiles
-from dsg_remote_agent.storage.layout import BACKEND, SETTINGS, read_marker
-from dsg_remote_agent.storage.outside import Seen, describe, examine
+from dsg_remote_agent.storage.layout import BACKEND, read_marker, read_settings
+from dsg_remote_agent.storage.looking import Look, keep_index, look_ahead, look_closely
+from dsg_remote_agent.storage.outside import examine, outside_error
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.repair import rebuild_head
-from dsg_remote_agent.storage.statindex import file_clock
-from protocol.errors import HeadMovedError, IntegrityError, LockedError, OutsideChangeError
-from protocol.manifest import Manifest
+from protocol.errors import LockedError
 from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints, Step
 from protocol.tree.change import JournalState, read_journal
 from protocol.tree.fs import TreeFS
-from protocol.value import Value
 
 __all__ = ["DirectoryRepository"]
 
 _TRIES = 5
-MAX_SETTINGS = 16_000  # characters, as in the message that brought it
-MAX_SETTINGS_BYTES = 4 * MAX_SETTINGS
-
-
-class _MustReadError(Exception):
-    """A look that was to be by stat alone met a file that must be read."""
-
-
-class _Look(Value):
-    """A comparison of the tree with the head."""
-
-    head: str
-    manifest: Manifest
-    seen: Seen
 
 
 class DirectoryRepository:
@@ -58,21 +41,11 @@ class DirectoryRepository:
         self._place = Place(tree, read_marker(tree, shown), shown, now, failpoints, machine)
         self.repo_id = self._place.marker.repo_id
         self.algorithm = self._place.marker.algorithm
-        self._ahead: _Look | None = None
+        self._ahead: Look | None = None
 
     @property
     def settings(self) -> str:
-        try:
-            text = self._place.tree.read_bytes(SETTINGS, MAX_SETTINGS_BYTES).decode()
-            if len(text) > MAX_SETTINGS:
-                raise ValueError("too long")
-            return text
-        except FileNotFoundError:
-            return ""
-        except ValueError:
-            raise IntegrityError(
-                f"{self._place.shown}/{SETTINGS} is damaged", hint="restore it from a backup, or remove it"
-            ) from None
+        return read_settings(self._place.tree, self._place.shown)
 
     def close(self) -> None:
         self._place.tree.close()
@@ -109,32 +82,8 @@ class DirectoryRepository:
         raise LockedError(f"{place.shown} is being written to by others all the time", hint="try again later")
 
     def examine(self, tick: Callable[[], None]) -> None:
-        """Only by stat: what must be read is read under the lock, where nobody else does the same."""
         self._ahead = None
-        place = self._place
-        head = place.chain.head()
-        manifest = place.manifest(head, head.seq)
-        index = place.index(head, manifest)
-        # Otherwise the index may be the next snapshot's already, and tell nothing of this one.
-        if head.unapplied or place.chain.head().digest != head.digest:
-            return
-
-        def give_up() -> int:
-            raise _MustReadError
-
-        try:
-            seen = examine(place.tree, manifest, index, note=lambda _: None, clock=give_up, tick=tick)
-        except _MustReadError:
-            return
-        self._ahead = _Look(head.digest, manifest, seen)
-
-    def _look(self, head: Head, notice: Notice) -> _Look:
-        tree = self._place.tree
-        manifest = self._place.manifest(head, head.seq)
-        index = self._place.index(head, manifest)
-        notice("examining")
-        seen = examine(tree, manifest, index, note=notice, clock=partial(file_clock, tree))
-        return _Look(head.digest, manifest, seen)
+        self._ahead = look_ahead(self._place, tick)
 
     def recover(self, claim: Claim) -> list[str]:
         with self._locked(claim):
@@ -149,24 +98,16 @@ class DirectoryRepository:
             notes = settle(place)
             head = place.chain.head()
             if head.digest != base:
-                raise HeadMovedError(
-                    f"{place.shown} is at snapshot s{head.seq}: another sync committed meanwhile",
-                    hint="sync again",
-                    facts={"head": head.digest, "seq": head.seq, "base": base},
-                )
+                raise head_moved(place.shown, head, base)
             look, self._ahead = self._ahead, None
             # What was changed since that look is as what will be changed after this one: the commit looks at
             # all paths of its plan again, and for the others the next begin will tell.
             if look is None or look.head != head.digest or notes:
-                look = self._look(head, notice)
+                look = look_closely(place, head, notice)
             seen = look.seen
-            clock_ns = seen.clock_ns
-            if clock_ns is None:
-                clock_ns = file_clock(place.tree)
-            else:
-                seen.index.settled(place.tree, clock_ns).save(place.tree, head.digest)
+            clock_ns = keep_index(place, look)
             if (seen.outside.modified or seen.outside.deleted) and not adopt:
-                raise _outside_error(place, seen.outside)
+                raise outside_error(place.shown, seen.outside)
             transaction = DirectoryTransaction(
                 place, held, head, look.manifest, seen.index, clock_ns, seen.outside, notes, notice
             )
@@ -215,16 +156,3 @@ def _planned_paths(tree: TreeFS) -> frozenset[str]:
     if found is None or found[0] is not JournalState.DECIDED:
         return frozenset()
     return frozenset(action.path for action in found[1].actions)
-
-
-def _outside_error(place: Place, outside: OutsideChanges) -> OutsideChangeError:
-    return OutsideChangeError(
-        f"{place.shown} was changed outside DSG ({describe(outside)})",
-        hint="look at these files on the server; 'dsg adopt' takes them in as they are",
-        facts={
-            "modified": list(outside.modified),
-            "deleted": list(outside.deleted),
-            "added": list(outside.added),
-            "more": outside.more,
-        },
-    )

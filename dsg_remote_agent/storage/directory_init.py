@@ -31,7 +31,7 @@ from protocol.manifest import Manifest
 from protocol.records import SnapshotRecord
 from protocol.tree.posix import PosixTree
 
-__all__ = ["make_repository", "share_with"]
+__all__ = ["fill_area", "first_record", "make_repository", "share_with"]
 
 
 def share_with(fd: int, group: str, shown: str) -> None:
@@ -83,11 +83,31 @@ def make_repository(
             + (f" and {len(others) - 1} more" if len(others) > 1 else ""),
             hint="name a folder that does not exist yet, or an empty one",
         )
-    empty = Manifest.from_entries([], marker.algorithm)
-    record = SnapshotRecord(
+    record = first_record(marker, user, host)
+    beside = f"{INIT_PREFIX}{marker.repo_id}"
+    tree.mkdir(beside)
+    fill_area(tree, beside, marker, record, settings)
+    tree.make_folders(_in(beside, OBJECTS))
+    for path in (LOCK, READERS_LOCK):
+        tree.write_bytes(_in(beside, path), b"")
+    tree.flush()
+    try:
+        # A folder with anything in it is never replaced by rename(2): of two inits one fails here.
+        tree.move(beside, AREA)
+    except OSError as error:
+        raise ConfigError(
+            f"{shown} became a repository while it was being made here", hint="clone it with 'dsg clone'"
+        ) from error
+    tree.flush_folder("")
+    return record
+
+
+def first_record(marker: Marker, user: str, host: str) -> SnapshotRecord:
+    """The record of the empty snapshot s0."""
+    return SnapshotRecord(
         repo_id=marker.repo_id,
         seq=0,
-        manifest=empty.digest,
+        manifest=Manifest.from_entries([], marker.algorithm).digest,
         parent="",
         txid="",
         user=user,
@@ -100,30 +120,21 @@ def make_repository(
         changed=0,
         deleted=0,
     )
-    beside = f"{INIT_PREFIX}{marker.repo_id}"
-    tree.mkdir(beside)
-    for folder in (RECORDS, MANIFESTS, OBJECTS, STAGING, TMP):
-        tree.make_folders(_in(beside, folder))
-    write_blocks(tree, _in(beside, manifest_path(0)), [empty.to_bytes()])
+
+
+def fill_area(tree: PosixTree, area: str, marker: Marker, record: SnapshotRecord, settings: str) -> None:
+    """Fill the empty folder ``area`` with what every repository's ``.dsg`` holds; not flushed."""
+    for folder in (RECORDS, MANIFESTS, STAGING, TMP):
+        tree.make_folders(_in(area, folder))
+    empty = Manifest.from_entries([], marker.algorithm)
+    write_blocks(tree, _in(area, manifest_path(0)), [empty.to_bytes()])
     for path, content in (
         (record_path(0), record.to_bytes()),
         (HEAD, head_bytes(record, record.digest)),
         (SETTINGS, settings.encode()),
-        (LOCK, b""),
-        (READERS_LOCK, b""),
         (FORMAT_FILE, marker.to_bytes()),
     ):
-        tree.write_bytes(_in(beside, path), content)
-    tree.flush()
-    try:
-        # A folder with anything in it is never replaced by rename(2): of two inits one fails here.
-        tree.move(beside, AREA)
-    except OSError as error:
-        raise ConfigError(
-            f"{shown} became a repository while it was being made here", hint="clone it with 'dsg clone'"
-        ) from error
-    tree.flush_folder("")
-    return record
+        tree.write_bytes(_in(area, path), content)
 
 
 def _refuse_nesting(shown: str) -> None:

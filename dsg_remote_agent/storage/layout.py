@@ -33,10 +33,12 @@ __all__ = [
     "SETTINGS",
     "STAGING",
     "TMP",
+    "ZFS",
     "Marker",
     "manifest_path",
     "object_path",
     "read_marker",
+    "read_settings",
     "record_path",
     "replace_bytes",
     "stands",
@@ -60,7 +62,10 @@ TMP = ".dsg/tmp"
 
 FORMAT = 1
 BACKEND = "directory"
+ZFS = "zfs"
 MAX_MARKER_BYTES = 16 * 1024
+MAX_SETTINGS = 16_000  # characters, as in the message that brought it
+MAX_SETTINGS_BYTES = 4 * MAX_SETTINGS
 
 
 def record_path(seq: int) -> str:
@@ -100,8 +105,8 @@ class Marker(Value):
         return json.dumps(fields).encode() + b"\n"
 
 
-def read_marker(tree: TreeFS, shown: str) -> Marker:
-    """The marker of the repository in ``tree``; ``shown`` is its path for messages.
+def read_marker(tree: TreeFS, shown: str, backend: str = BACKEND) -> Marker:
+    """The marker of the repository in ``tree``, which must be of this backend; ``shown`` is its path.
 
     ConfigError when there is no repository here or it is a working folder,
     VersionError for a newer format, IntegrityError for a damaged one.
@@ -138,9 +143,9 @@ def read_marker(tree: TreeFS, shown: str) -> Marker:
             f"{shown} is somebody's working folder, not a repository",
             hint="name the folder of the repository itself",
         )
-    if found.get("backend") != BACKEND:
+    if found.get("backend") != backend:
         raise ConfigError(
-            f"{shown} is a repository of the kind {found.get('backend')!r}, not a plain folder",
+            f"{shown} is a repository of the kind {found.get('backend')!r}, not {backend!r}",
             hint="use the address with which it was made, such as host:zfs:pool/dataset",
         )
     repo_id, algorithm, created = found.get("repo_id"), found.get("algorithm"), found.get("created")
@@ -148,7 +153,22 @@ def read_marker(tree: TreeFS, shown: str) -> Marker:
         raise damaged
     if algorithm not in ALGORITHMS:
         raise VersionError(f"{shown} uses the unknown digest algorithm {algorithm!r}")
-    return Marker(repo_id, algorithm, created)
+    return Marker(repo_id, algorithm, created, backend)
+
+
+def read_settings(tree: TreeFS, shown: str) -> str:
+    """The text that init was given for clones, '' when there is none; IntegrityError when it is damaged."""
+    try:
+        text = tree.read_bytes(SETTINGS, MAX_SETTINGS_BYTES).decode()
+        if len(text) > MAX_SETTINGS:
+            raise ValueError("too long")
+        return text
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        raise IntegrityError(
+            f"{shown}/{SETTINGS} is damaged", hint="restore it from a backup, or remove it"
+        ) from None
 
 
 def stands(tree: TreeFS, path: str) -> bool:

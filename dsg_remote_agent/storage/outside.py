@@ -12,6 +12,7 @@ from dsg_remote_agent.storage.beside import Beside
 from dsg_remote_agent.storage.livetree import Part, live_runs
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
 from protocol.digest import hasher
+from protocol.errors import OutsideChangeError
 from protocol.manifest import FILE, LINK, Entry, Manifest, Row
 from protocol.messages import OutsideChanges
 from protocol.paths import escape, sort_key
@@ -19,7 +20,7 @@ from protocol.tree.folders import look
 from protocol.tree.fs import GLANCE_NAMES, Kind, Stat, TreeFS
 from protocol.value import Value
 
-__all__ = ["Seen", "describe", "examine"]
+__all__ = ["Seen", "describe", "examine", "outside_error"]
 
 READ_BYTES = 1 << 20
 WORTH_TWO = 4000  # entries from which on two processes look sooner than one
@@ -339,3 +340,17 @@ def describe(outside: OutsideChanges, limit: int = 5) -> str:
                 f"{word}: {shown}" + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
             )
     return "; ".join(groups)
+
+
+def outside_error(shown: str, outside: OutsideChanges) -> OutsideChangeError:
+    """The refusal of a sync while the repository ``shown`` is not what its head says."""
+    return OutsideChangeError(
+        f"{shown} was changed outside DSG ({describe(outside)})",
+        hint="look at these files on the server; 'dsg adopt' takes them in as they are",
+        facts={
+            "modified": list(outside.modified),
+            "deleted": list(outside.deleted),
+            "added": list(outside.added),
+            "more": outside.more,
+        },
+    )

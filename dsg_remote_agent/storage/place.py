@@ -22,7 +22,9 @@ __all__ = ["Place", "next_index", "staged_manifest"]
 class Place(Value):
     """A repository's tree, its marker, and what was handed in: clock, failpoints, the machine's name.
 
-    ``shown`` is the repository's path for messages.
+    ``shown`` is the repository's path for messages; ``outer`` the tree whose
+    ``.dsg`` holds what changes outside of snapshots (lock, stat index), when
+    that is not ``tree`` itself.
     """
 
     tree: TreeFS
@@ -31,6 +33,12 @@ class Place(Value):
     now: Callable[[], int]
     failpoints: Failpoints
     machine: str
+    outer: TreeFS | None = None
+
+    @property
+    def area(self) -> TreeFS:
+        """The tree whose ``.dsg`` holds lock and stat index."""
+        return self.outer or self.tree
 
     @cached_property
     def chain(self) -> Chain:
@@ -68,7 +76,7 @@ class Place(Value):
         The stored one may still be that of the snapshot before: its rows count
         for what the two have in common.
         """
-        found = StatIndex.load(self.tree)
+        found = StatIndex.load(self.tree, self.outer)
         if found is not None and found[0] == head.digest and len(found[1]) == len(manifest):
             return found[1]
         if found is not None and found[0] == head.record.parent:

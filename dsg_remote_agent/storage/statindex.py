@@ -118,20 +118,22 @@ class StatIndex:
                 made.put(at, UNKNOWN)
         return made
 
-    def save(self, tree: TreeFS, record: str) -> None:
-        """Write the index, settled, of the snapshot with this record digest; needs the lock.
+    def save(self, tree: TreeFS, record: str, area: TreeFS | None = None) -> None:
+        """Write the index, settled, of ``tree`` at the snapshot with this record digest; needs the lock.
 
+        ``area``: the tree whose ``.dsg`` takes it, when it is not ``tree`` itself.
         A failure leaves the old index, which names the snapshot that it is of.
         """
-        tree.make_folders(TMP)
+        area = area or tree
+        area.make_folders(TMP)
         beside = f"{TMP}/index"
-        _remove(tree, beside)
+        _remove(area, beside)
         header = msgpack.packb(
             {"format": FORMAT, "record": record, "count": len(self), "root": tree.stat("").inode}
         )
         head = _MAGIC + _CRC.pack(len(header)) + header
         rows = bytes(self._rows)
-        out = tree.create(beside)
+        out = area.create(beside)
         try:
             out.write(head)
             out.write(rows)
@@ -139,7 +141,7 @@ class StatIndex:
             out.finish(executable=False, mtime_ns=None)
         finally:
             out.close()
-        tree.move(beside, INDEX)
+        area.move(beside, INDEX)
 
     @classmethod
     def unknown(cls, count: int) -> StatIndex:
@@ -147,10 +149,10 @@ class StatIndex:
         return cls(bytes(count * _ROW.size))
 
     @classmethod
-    def load(cls, tree: TreeFS) -> tuple[str, StatIndex] | None:
+    def load(cls, tree: TreeFS, area: TreeFS | None = None) -> tuple[str, StatIndex] | None:
         """The stored index with the record digest that it belongs to; None when there is none to trust."""
         try:
-            stored = tree.read_bytes(INDEX, _MAX_BYTES)
+            stored = (area or tree).read_bytes(INDEX, _MAX_BYTES)
         except OSError:
             return None
         at = len(_MAGIC) + _CRC.size

@@ -11,7 +11,7 @@ import pytest
 
 from dsg_remote_agent.call import Gone
 from dsg_remote_agent.dispatch import few
-from dsg_remote_agent.storage import directory as directory_module
+from dsg_remote_agent.storage import looking as looking_module
 from dsg_remote_agent.storage import outside as outside_module
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.layout import INDEX, manifest_path, record_path
@@ -333,13 +333,13 @@ def test_more_rescued_files_than_an_answer_holds(ground: Ground, tmp_path: Path)
 
 def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     looks: list[int] = []
-    original = directory_module.examine
+    original = looking_module.examine
 
     def counting(*args: Any, **options: Any) -> Any:
         looks.append(1)
         return original(*args, **options)
 
-    monkeypatch.setattr(directory_module, "examine", counting)
+    monkeypatch.setattr(looking_module, "examine", counting)
     return looks
 
 
