@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsg_remote_agent.call import Call
+from dsg_remote_agent.places import resolve
 from dsg_remote_agent.roots import Roots
 from dsg_remote_agent.storage.base import Claim, Repository, Transaction
 from dsg_remote_agent.storage.faults import explain
@@ -79,7 +80,7 @@ class Agent:
         shown = ""
         path = getattr(request, "path", None)
         if path:
-            shown = self.policy.roots.resolve(path)
+            shown = resolve(self.policy.roots, path)
         elif (handle := getattr(request, "repo", None)) is not None and handle in self.opened:
             shown = self.opened[handle].shown
         try:

@@ -54,7 +54,8 @@ def read_options(argv: Sequence[str] | None) -> Options:
         action="append",
         default=[],
         metavar="DIR",
-        help="serve only what lies in DIR; may be given several times (default: all the account may use)",
+        help="serve only what lies in DIR, or in the dataset of zfs:DATASET; may be given several times "
+        "(default: all the account may use)",
     )
     parser.add_argument(
         "--role",
@@ -76,8 +77,8 @@ def read_options(argv: Sequence[str] | None) -> Options:
     )
     found = parser.parse_args(arguments)
     for root in found.root:
-        if not os.path.isabs(root):
-            parser.error(f"--root {root}: not an absolute path")
+        if not os.path.isabs(root) and not root.startswith("zfs:"):
+            parser.error(f"--root {root}: neither an absolute path nor zfs:DATASET")
     return Options(
         roots=tuple(found.root),
         role=found.role,

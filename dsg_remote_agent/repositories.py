@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers, few
 from dsg_remote_agent.doctor import examine_server
+from dsg_remote_agent.places import make_at, open_at, resolve
 from dsg_remote_agent.storage.base import SnapshotReader, Wanted
-from dsg_remote_agent.storage.directory import DirectoryRepository
-from dsg_remote_agent.storage.directory_init import make_repository, share_with
-from dsg_remote_agent.storage.layout import Marker
 from protocol.compress import Compressor
 from protocol.errors import IntegrityError, OutsideChangeError, RemoteProtocolError
 from protocol.framing import Flag
@@ -38,7 +36,6 @@ from protocol.messages import (
 from protocol.paths import escape
 from protocol.rows import RowReader, content_row
 from protocol.tree.fs import ReadFile, Stat
-from protocol.tree.posix import PosixTree
 from protocol.tree.send import Source, SourceChanged, payloads
 
 __all__: list[str] = []
@@ -52,17 +49,15 @@ def open_repository(agent: Agent, call: Call, request: OpenRepo) -> None:
         raise RemoteProtocolError(f"the repository number {request.repo} is in use")
     if len(agent.opened) >= MOST_REPOSITORIES:
         raise RemoteProtocolError(f"more than {MOST_REPOSITORIES} repositories are open")
-    resolved = agent.policy.roots.resolve(request.path)
-    tree = PosixTree(agent.policy.roots.open(resolved))
+    resolved = resolve(agent.policy.roots, request.path)
+    repository = open_at(agent, resolved)
     try:
-        repository = DirectoryRepository(tree, resolved, agent.now, agent.failpoints, agent.machine)
-        try:
-            raw, _, unapplied = repository.head()
-        except IntegrityError:
-            # Whoever asks for the head is told why; ``repo.recover`` may be able to write it anew.
-            raw, unapplied = b"", False
+        raw, _, unapplied = repository.head()
+    except IntegrityError:
+        # Whoever asks for the head is told why; ``repo.recover`` may be able to write it anew.
+        raw, unapplied = b"", False
     except BaseException:
-        tree.close()
+        repository.close()
         raise
     agent.opened[request.repo] = Opened(repository, resolved)
     call.respond(
@@ -82,16 +77,7 @@ def open_repository(agent: Agent, call: Call, request: OpenRepo) -> None:
 
 @answers(InitRepo)
 def init_repository(agent: Agent, call: Call, request: InitRepo) -> None:
-    resolved = agent.policy.roots.resolve(request.path)
-    fd = agent.policy.roots.open(resolved, create=True)
-    tree = PosixTree(fd)
-    try:
-        if request.group:
-            share_with(fd, request.group, resolved)
-        marker = Marker(request.repo_id, request.algorithm, agent.now())
-        record = make_repository(tree, resolved, marker, request.user, request.host, request.settings)
-    finally:
-        tree.close()
+    record = make_at(agent, resolve(agent.policy.roots, request.path), request)
     call.respond(to_wire(RepoInitialized(head=record.to_bytes())))
 
 
@@ -236,5 +222,5 @@ class _Steady:
 
 @answers(Doctor)
 def doctor(agent: Agent, call: Call, request: Doctor) -> None:
-    resolved = agent.policy.roots.resolve(request.path) if request.path else ""
+    resolved = resolve(agent.policy.roots, request.path) if request.path else ""
     call.respond(to_wire(DoctorReport(checks=tuple(examine_server(agent, resolved)))))

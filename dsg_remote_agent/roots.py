@@ -1,4 +1,4 @@
-"""Which folders of the server this agent may touch.
+"""Which folders and datasets of the server this agent may touch.
 
 A path is resolved first (links and ``..`` included), then compared with the
 allowed roots component by component, and the folder is then opened one
@@ -17,14 +17,16 @@ from protocol.errors import ConfigError, NotPermittedError
 from protocol.paths import escape
 from protocol.value import Value
 
-__all__ = ["Roots"]
+__all__ = ["DATASET", "Roots"]
+
+DATASET = "zfs:"  # of a root that is a dataset
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PASS_THROUGH = getattr(os, "O_PATH", os.O_RDONLY)
 
 
 class Roots(Value):
-    """The folders below which this agent works; none named: all that the account may use."""
+    """The folders and datasets below which this agent works; none named: all that the account may use."""
 
     roots: tuple[str, ...] = ()
 
@@ -32,9 +34,31 @@ class Roots(Value):
     def of(cls, folders: Sequence[str]) -> Roots:
         """The roots named on the command line; ValueError for one that is not an absolute path."""
         for folder in folders:
-            if not os.path.isabs(folder):
-                raise ValueError(f"--root {folder}: not an absolute path")
+            if not os.path.isabs(folder) and not folder.startswith(DATASET):
+                raise ValueError(f"--root {folder}: neither an absolute path nor zfs:DATASET")
         return cls(tuple(folders))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The roots that are folders."""
+        return tuple(root for root in self.roots if not root.startswith(DATASET))
+
+    def check_dataset(self, dataset: str) -> None:
+        """NotPermittedError unless ``dataset`` is, or lies below, a root that is a dataset, or none is named.
+
+        A root that is a folder does not let in the datasets mounted there: what
+        is mounted where changes, and names do not.
+        """
+        allowed = [root.removeprefix(DATASET).rstrip("/") for root in self.roots if root.startswith(DATASET)]
+        if self.roots and not any(dataset == root or dataset.startswith(f"{root}/") for root in allowed):
+            raise self._refused(DATASET + dataset)
+
+    def _refused(self, path: str) -> NotPermittedError:
+        return NotPermittedError(
+            f"this agent may not use {escape(path)}",
+            hint=f"it serves only what lies in {', '.join(map(escape, self.roots))}",
+            facts={"path": path},
+        )
 
     def resolve(self, path: str) -> str:
         """``path`` as the client gave it, resolved; NotPermittedError when it lies outside every root.
@@ -44,14 +68,11 @@ class Roots(Value):
         """
         named = os.path.expanduser(path)
         if not os.path.isabs(named):
-            named = os.path.join(self.roots[0] if len(self.roots) == 1 else os.path.expanduser("~"), named)
+            folders = self.folders
+            named = os.path.join(folders[0] if len(folders) == 1 else os.path.expanduser("~"), named)
         resolved = os.path.realpath(named)
-        if self.roots and not any(_inside(resolved, os.path.realpath(root)) for root in self.roots):
-            raise NotPermittedError(
-                f"this agent may not use {escape(path)}",
-                hint=f"it serves only what lies in {', '.join(map(escape, self.roots))}",
-                facts={"path": path},
-            )
+        if self.roots and not any(_inside(resolved, os.path.realpath(root)) for root in self.folders):
+            raise self._refused(path)
         return resolved
 
     def open(self, resolved: str, *, create: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""REMOTE as the user writes it: ``[user@]host:/path``, or a path on this machine.
+"""REMOTE as the user writes it: ``[user@]host:/path``, ``[user@]host:zfs:pool/dataset``, or without a host.
 
 Hostile until parsed: a :class:`RemoteAddress` cannot hold a host or user that a
 program would take for an option, a control character, or a path that means
@@ -21,13 +21,16 @@ _UNSAFE = re.compile(r"[\s'\"`$\\;&<>|(){},*?!\[\]#\x00-\x1f\x7f]")
 _MAX_HOST = 255
 _MAX_USER = 255
 _MAX_PATH = 4000
+_ZFS = "zfs:"
+_DATASET_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+_MAX_DATASET = 200
 
 
 class RemoteAddress(Value):
     """Where a repository is: ``host`` None means this machine.
 
-    ``path`` is absolute, without a slash at its end. ``user`` None leaves the
-    choice to ``~/.ssh/config``, else to the login name.
+    ``path`` is absolute, without a slash at its end, or ``zfs:`` and a dataset.
+    ``user`` None leaves the choice to ``~/.ssh/config``, else to the login name.
     """
 
     path: str
@@ -38,6 +41,11 @@ class RemoteAddress(Value):
     def local(self) -> bool:
         """Whether the repository is on this machine, reached without SSH."""
         return self.host is None
+
+    @property
+    def folder(self) -> str | None:
+        """The repository's folder on this machine; None when it is elsewhere, or a dataset."""
+        return None if self.host is not None or self.path.startswith(_ZFS) else self.path
 
     def __str__(self) -> str:
         """The text that :func:`parse_address` reads back."""
@@ -79,12 +87,12 @@ def parse_address(text: str, *, folder: str | None = None) -> RemoteAddress:
         if text.startswith("-"):
             raise _refusal(text, "it begins with '-'", f"write ./{shown} if a folder has that name")
         return RemoteAddress(_path_here(text, folder))
-    if text[:colon] == "zfs":
-        raise _zfs_refusal(text)
+    if text.startswith(_ZFS):
+        return RemoteAddress(_dataset(text, text))
     user, host = _user_and_host(text, text[:colon])
     path = text[colon + 1 :]
-    if path.startswith("zfs:"):
-        raise _zfs_refusal(text)
+    if path.startswith(_ZFS):
+        return RemoteAddress(_dataset(text, path), host, user)
     if not path.startswith("/"):
         raise _not_absolute(text, host, path)
     return RemoteAddress(_tidy(text, path), host, user)
@@ -168,12 +176,21 @@ def _not_absolute(text: str, host: str, path: str) -> UsageError:
     )
 
 
-def _zfs_refusal(text: str) -> UsageError:
-    return _refusal(
-        text,
-        "ZFS repositories are not supported by this version of DSG",
-        "use a folder on the server, as in host:/path (it may well lie on ZFS)",
-    )
+def _dataset(text: str, path: str) -> str:
+    dataset = path.removeprefix(_ZFS)
+    example = "as in host:zfs:tank/dsg/survey"
+    if dataset.startswith("/"):
+        raise _refusal(text, "a dataset's name does not begin with '/'", f"write pool/…/name, {example}")
+    parts = dataset.split("/")
+    if len(dataset) > _MAX_DATASET or not all(map(_DATASET_PART.fullmatch, parts)):
+        raise _refusal(
+            text,
+            "it is no name of a ZFS dataset",
+            f"such names consist of letters, digits, '-', '_', '.' and ':', {example}",
+        )
+    if len(parts) < 2:
+        raise _refusal(text, "it names a pool; a repository lies below one", f"write pool/…/name, {example}")
+    return _ZFS + dataset
 
 
 def _refusal(text: str, why: str, hint: str) -> UsageError:

@@ -70,8 +70,8 @@ async def init(
     root = Path.cwd()
     address = parse_address(remote, folder=str(root))
     _refuse_working_folder(root)
-    if address.local:
-        refuse_overlap(root, address.path)
+    if address.folder is not None:
+        refuse_overlap(root, address.folder)
     given = {
         "name": name,
         "data_dirs": list(data_dirs) or None,
@@ -172,8 +172,8 @@ async def set_remote(site: Site, remote: str, emit: Emit) -> str:
     the snapshot that C stands on; nothing is changed then.
     """
     address = parse_address(remote, folder=str(site.root))
-    if address.local:
-        refuse_overlap(site.root, address.path)
+    if address.folder is not None:
+        refuse_overlap(site.root, address.folder)
     cache = site.cache()
     emit(PhaseStarted(Phase.CONNECT))
     link = Link(address, site.config, accept_new_host_key=site.accept_new_host_key)

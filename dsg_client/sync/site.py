@@ -163,8 +163,8 @@ class Site:
     def address(self) -> RemoteAddress:
         """Where the repository is. ConfigError or UsageError when that is not configured, or overlaps."""
         address = parse_address(self.config.require_repository(), folder=str(self.root))
-        if address.local:
-            refuse_overlap(self.root, address.path)
+        if address.folder is not None:
+            refuse_overlap(self.root, address.folder)
         return address
 
     @cached_property

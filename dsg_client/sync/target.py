@@ -63,8 +63,8 @@ def clone_target(
         refuse_other_repository(root, config, address)
     if root.exists() and not root.is_dir():
         raise UsageError(f"'{escape(str(root))}' is not a folder")
-    if address.local:
-        refuse_overlap(root, address.path)
+    if address.folder is not None:
+        refuse_overlap(root, address.folder)
     refuse_nesting(root)
     link = Link(address, config, accept_new_host_key=accept_new_host_key)
     return CloneTarget(root, config, link, options)

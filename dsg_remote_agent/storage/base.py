@@ -171,6 +171,10 @@ class Transaction(Protocol):
         """
         ...
 
+    def tidy(self) -> None:
+        """After the reply to a commit: what can wait, such as removing what nobody needs. Never raises."""
+        ...
+
     def abort(self) -> None:
         """Undo everything and let the lock go. Harmless when it is over."""
         ...

@@ -270,6 +270,9 @@ class DirectoryTransaction:
             return False
         return found is None or found[0] is JournalState.PREPARED
 
+    def tidy(self) -> None:
+        return None  # nothing is left over
+
     def abort(self) -> None:
         if self.state in (RemoteState.BEGUN, RemoteState.PREPARED):
             self.state = RemoteState.ABORTED

@@ -19,7 +19,7 @@ from protocol.tree.change import JournalState, Staged, read_journal
 from protocol.tree.fs import Lock, ReadFile
 from protocol.tree.staging import Staging
 
-__all__ = ["SnapshotFiles"]
+__all__ = ["LiveRows", "SnapshotFiles"]
 
 # Long enough for any move under way, on a busy machine too: 0.3 s in all.
 _TRIES = 8
@@ -95,7 +95,7 @@ class _Finder:
 
     def _from(self, head: Head) -> None:
         self._head = head
-        self._live = _Live(self._place, head)
+        self._live = LiveRows(self._place, head)
         self._staged: dict[str, tuple[str, Staged]] | None = None if head.unapplied else {}
 
     def open(self, wanted: Wanted) -> ReadFile | None:
@@ -168,7 +168,7 @@ class _Finder:
         return opened
 
 
-class _Live:
+class LiveRows:
     """The index rows of head entries that have the wanted content, for paths in canonical order."""
 
     def __init__(self, place: Place, head: Head) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 
 from protocol.tree.fs import Kind, ReadFile, Stat
 
-__all__ = ["PosixLock", "PosixReadFile", "PosixWriteFile", "executable_mode", "fsync", "stat_of"]
+__all__ = [
+    "PosixLock",
+    "PosixReadFile",
+    "PosixUpdateFile",
+    "PosixWriteFile",
+    "executable_mode",
+    "fsync",
+    "stat_of",
+]
 
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.LINK}
 _COPY_BYTES = 16 << 20
@@ -197,6 +205,46 @@ class PosixWriteFile:
         found = stat_of(os.fstat(fd))
         self.close()
         return found
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class PosixUpdateFile:
+    """A file that is changed in place, where parts of it are shared with older versions."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def stat(self) -> Stat:
+        return stat_of(os.fstat(self._fd))
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def write_at(self, data: bytes, offset: int) -> None:
+        """Write all of ``data`` at ``offset``."""
+        rest = memoryview(data)
+        while rest:
+            done = os.pwrite(self._fd, rest, offset)
+            rest, offset = rest[done:], offset + done
+
+    def finish(self, size: int, *, executable: bool, mtime_ns: int) -> Stat:
+        """Cut to ``size``, set executable bit and mtime; the stat after it. Not flushed."""
+        found = os.fstat(self._fd)
+        if found.st_size != size:
+            os.ftruncate(self._fd, size)
+        mode = found.st_mode & 0o7777
+        wanted = executable_mode(mode, executable)
+        if wanted != mode:
+            os.fchmod(self._fd, wanted)
+        os.utime(self._fd, ns=(mtime_ns, mtime_ns))
+        return self.stat()
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -17,6 +17,7 @@ from protocol.tree.confine import Beneath, Folder, encode, split
 from protocol.tree.files import (
     PosixLock,
     PosixReadFile,
+    PosixUpdateFile,
     PosixWriteFile,
     executable_mode,
     fsync,
@@ -29,6 +30,7 @@ from protocol.tree.syscalls import Syscalls, system
 __all__ = ["PosixTree"]
 
 _OPEN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_SUPPORTED = frozenset([errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
 # Names from os.scandir are decoded by the locale's encoding; ours are UTF-8 everywhere.
@@ -54,13 +56,18 @@ def _stat_utf8(name: str, *, dir_fd: int, follow_symlinks: bool) -> os.stat_resu
 class PosixTree:
     """One folder of a real file system and everything below it. Safe to share between threads."""
 
-    def __init__(self, root_fd: int, syscalls: Syscalls | None = None) -> None:
-        """Take over ``root_fd``, a readable descriptor of the root folder."""
+    def __init__(
+        self, root_fd: int, syscalls: Syscalls | None = None, capabilities: Capabilities | None = None
+    ) -> None:
+        """Take over ``root_fd``, a readable descriptor of the root folder.
+
+        ``capabilities``: where they are known, so that nothing is written to find them out.
+        """
         self._root = Folder(root_fd)
         self._syscalls = syscalls or system()
         self._beneath = Beneath(self._root, self._syscalls)
         self._device = os.fstat(root_fd).st_dev
-        self._capabilities: Capabilities | None = None
+        self._capabilities = capabilities
         self._flush_failed = False
         self._flush_all = self._syscalls.syncfs if self._syscalls.syncfs_trusted(root_fd) else None
         # Folders changed since the last flush; only kept where one call cannot flush everything.
@@ -189,6 +196,19 @@ class PosixTree:
         folder, name = self._changing(path)
         fd = os.open(name, _OPEN_NEW, 0o666, dir_fd=folder.fd)
         return PosixWriteFile(fd, self._flush_all is None, self._syscalls.begin_flush)
+
+    def open_update(self, path: str) -> PosixUpdateFile:
+        """A regular file to be changed in place; OSError EINVAL for anything else.
+
+        Only for a tree that nobody else reads, and a file with no other name.
+        """
+        folder, name = self._changing(path)
+        fd = os.open(name, _OPEN_UPDATE, dir_fd=folder.fd)
+        opened = PosixUpdateFile(fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            opened.close()
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return opened
 
     def write_bytes(self, path: str, data: bytes) -> None:
         made = self.create(path)

@@ -192,6 +192,10 @@ class ZfsFuse:
         (root.folder / ".gen").mkdir(parents=True)
         return root
 
+    def discard(self, root: ZfsRoot) -> None:
+        """Let go of what a test made; what somebody still uses stays until the daemon ends."""
+        self._try("zfs", "destroy", "-r", root.dataset)
+
     def datasets(self, root: ZfsRoot, kind: str = "filesystem") -> list[str]:
         """The names of what lies below a root: ``filesystem`` or ``snapshot``."""
         listed = self.zfs("list", "-H", "-r", "-t", kind, "-o", "name", root.dataset).split("\n")

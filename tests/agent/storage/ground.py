@@ -10,9 +10,11 @@ from attrs import define, field
 from dsg_remote_agent.storage.base import Claim
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.directory_init import make_repository
-from dsg_remote_agent.storage.directory_transaction import DirectoryTransaction
-from dsg_remote_agent.storage.layout import Marker
+from dsg_remote_agent.storage.layout import ZFS, Marker
 from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.zfs.command import Zfs
+from dsg_remote_agent.storage.zfs.init import make_zfs_repository
+from dsg_remote_agent.storage.zfs.repository import ZfsRepository
 from protocol.manifest import Entry
 from protocol.records import SnapshotRecord
 from protocol.transaction import Failpoints, NoFailpoints, Step
@@ -74,9 +76,7 @@ class Ground:
     def place(self) -> Place:
         return self.open()._place
 
-    def begin(
-        self, repository: DirectoryRepository, txid: str = "", *, adopt: bool = False
-    ) -> DirectoryTransaction:
+    def begin(self, repository: Any, txid: str = "", *, adopt: bool = False) -> Any:
         self.count += 1
         record = repository.head()[1]
         return repository.begin(
@@ -85,12 +85,12 @@ class Ground:
 
     def prepare(
         self,
-        repository: DirectoryRepository,
+        repository: Any,
         puts: dict[str, bytes],
         deletes: list[str] | None = None,
         links: dict[str, str] | None = None,
         txid: str = "",
-    ) -> tuple[DirectoryTransaction, SnapshotRecord]:
+    ) -> tuple[Any, SnapshotRecord]:
         """A transaction up to its decision."""
         transaction = self.begin(repository, txid)
         reader = repository.reader(None)
@@ -111,5 +111,34 @@ class Ground:
         repository = self.open()
         transaction, record = self.prepare(repository, puts, deletes, links)
         transaction.commit(record.digest, lambda: None)
+        transaction.tidy()
         repository.close()
         return record
+
+
+@define
+class ZfsGround(Ground):
+    """The same in datasets; be in the namespace of ``host``. ``folder`` is the link to the head."""
+
+    host: Any = None
+    root: Any = None
+
+    @property
+    def dataset(self) -> str:
+        return f"{self.root.dataset}/{self.folder.name}"
+
+    def init(self) -> SnapshotRecord:
+        marker = Marker(REPO_ID, "sha256", self.clock(), ZFS)
+        return make_zfs_repository(Zfs.find(), self.dataset, marker, "ann", "laptop", "{}", "")
+
+    def open(self, tree: TreeFS | None = None) -> Any:
+        assert tree is None
+        return ZfsRepository(Zfs.find(), self.dataset, self.clock, self.failpoints, "machine")
+
+    def generations(self) -> list[str]:
+        """The names of the generations, without the dataset's."""
+        return [name.rpartition("/")[2] for name in self.host.datasets(self.root) if "/g" in name]
+
+    def snapshots(self) -> list[str]:
+        """All snapshots, as ``gN@sN``."""
+        return [name.rpartition("/")[2] for name in self.host.datasets(self.root, "snapshot")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,8 @@ from protocol.errors import UsageError
         ("server://double//slash", RemoteAddress("/double/slash", "server")),
         ("u@h:/one-letter", RemoteAddress("/one-letter", "h", "u")),
         ("/here/it is", RemoteAddress("/here/it is")),
+        ("server:zfs:tank/dsg/x", RemoteAddress("zfs:tank/dsg/x", "server")),
+        ("zfs:tank/dsg/x", RemoteAddress("zfs:tank/dsg/x")),
         ("./a:b", RemoteAddress("/base/a:b")),
         ("../up", RemoteAddress("/up")),
         ("plain", RemoteAddress("/base/plain")),
@@ -45,8 +49,12 @@ def test_an_address_is_read(text: str, expected: RemoteAddress) -> None:
         ("c:/data", "Windows", "user@h:/path"),
         ("\\\\server\\share", "Windows", "Unix"),
         ("ssh://server/data", "URL", "host:/path"),
-        ("server:zfs:tank/dsg/x", "ZFS", "folder"),
-        ("zfs:tank/dsg/x", "ZFS", "folder"),
+        ("server:zfs:tank", "pool", "zfs:tank/dsg/survey"),
+        ("zfs:", "no name of a ZFS dataset", "zfs:tank/dsg/survey"),
+        ("zfs:/tank/x", "does not begin with '/'", "zfs:tank/dsg/survey"),
+        ("server:zfs:tank/../x", "no name of a ZFS dataset", "zfs:tank/dsg/survey"),
+        ("server:zfs:tank/x@s1", "no name of a ZFS dataset", "zfs:tank/dsg/survey"),
+        ("server:zfs:tank/-r", "no name of a ZFS dataset", "zfs:tank/dsg/survey"),
         ("server:data", "not absolute", "server:/home/you/data"),
         ("server:~/data", "not absolute", "server:/home/you/data"),
         ("server:", "not absolute", "/srv/data"),
@@ -79,7 +87,11 @@ def test_whatever_is_parsed_is_safe_and_reads_back(text: str) -> None:
         assert error.message.isprintable() or not error.message.isascii()
         assert "\x1b" not in error.message
         return
-    assert address.path.startswith("/") and "/../" not in address.path + "/"
+    if address.path.startswith("zfs:"):
+        assert set(address.path) <= set(string.ascii_letters + string.digits + "/_.:-")
+    else:
+        assert address.path.startswith("/")
+    assert "/../" not in address.path + "/"
     for name in (address.host, address.user):
         assert name is None or (name and not name.startswith("-") and not any(c.isspace() for c in name))
     assert parse_address(str(address), folder="/elsewhere") == address

@@ -1,0 +1,77 @@
+"""What an address names on this server: a folder, or a dataset; opened and made with the right backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsg_remote_agent.roots import Roots
+from dsg_remote_agent.storage.base import Repository
+from dsg_remote_agent.storage.directory import DirectoryRepository
+from dsg_remote_agent.storage.directory_init import make_repository, share_with
+from dsg_remote_agent.storage.layout import Marker
+from protocol.messages import InitRepo
+from protocol.records import SnapshotRecord
+from protocol.tree.posix import PosixTree
+
+if TYPE_CHECKING:
+    from dsg_remote_agent.dispatch import Agent
+
+__all__ = ["is_dataset", "make_at", "open_at", "resolve"]
+
+_ZFS = "zfs:"
+
+
+def is_dataset(path: str) -> bool:
+    """Whether a client's path names a dataset and not a folder."""
+    return path.startswith(_ZFS)
+
+
+def resolve(roots: Roots, path: str) -> str:
+    """``path`` as the client gave it, checked against what this agent may use; NotPermittedError else."""
+    if not is_dataset(path):
+        return roots.resolve(path)
+    from dsg_remote_agent.storage.zfs.names import parse_dataset
+
+    dataset = parse_dataset(path.removeprefix(_ZFS))
+    roots.check_dataset(dataset)
+    return _ZFS + dataset
+
+
+def open_at(agent: Agent, resolved: str) -> Repository:
+    """The repository at what :func:`resolve` returned."""
+    if is_dataset(resolved):
+        # Imported here: half of all agents never need it.
+        from dsg_remote_agent.storage.zfs.command import Zfs
+        from dsg_remote_agent.storage.zfs.repository import ZfsRepository
+
+        dataset = resolved.removeprefix(_ZFS)
+        return ZfsRepository(Zfs.find(), dataset, agent.now, agent.failpoints, agent.machine)
+    tree = PosixTree(agent.policy.roots.open(resolved))
+    try:
+        return DirectoryRepository(tree, resolved, agent.now, agent.failpoints, agent.machine)
+    except BaseException:
+        tree.close()
+        raise
+
+
+def make_at(agent: Agent, resolved: str, request: InitRepo) -> SnapshotRecord:
+    """Make the repository that a client asks for; the record of its s0."""
+    if is_dataset(resolved):
+        from dsg_remote_agent.storage.layout import ZFS
+        from dsg_remote_agent.storage.zfs.command import Zfs
+        from dsg_remote_agent.storage.zfs.init import make_zfs_repository
+
+        marker = Marker(request.repo_id, request.algorithm, agent.now(), ZFS)
+        dataset = resolved.removeprefix(_ZFS)
+        return make_zfs_repository(
+            Zfs.find(), dataset, marker, request.user, request.host, request.settings, request.group
+        )
+    fd = agent.policy.roots.open(resolved, create=True)
+    tree = PosixTree(fd)
+    try:
+        if request.group:
+            share_with(fd, request.group, resolved)
+        marker = Marker(request.repo_id, request.algorithm, agent.now())
+        return make_repository(tree, resolved, marker, request.user, request.host, request.settings)
+    finally:
+        tree.close()

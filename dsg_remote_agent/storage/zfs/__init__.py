@@ -1,0 +1,1 @@
+"""The ZFS backend: a clone is the transaction, a snapshot the version, a property the decision."""

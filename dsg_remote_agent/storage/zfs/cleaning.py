@@ -1,0 +1,117 @@
+"""Housekeeping: the head is promoted, and what it replaced is destroyed, by one plain ``destroy`` each.
+
+All of it can be repeated. It needs no transaction's lock, as it only ever
+touches generations older than a decided head, and has one of its own, so that
+a command that hangs keeps nobody from syncing. Whatever is busy stays for
+the next time; whatever holds something that no snapshot of ours holds stays
+for good, and is reported.
+"""
+
+from __future__ import annotations
+
+import time
+
+from dsg_remote_agent.storage.zfs.command import Trouble
+from dsg_remote_agent.storage.zfs.mounts import unmount
+from dsg_remote_agent.storage.zfs.names import base_snapshot
+from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, required_head
+from dsg_remote_agent.storage.zfs.survey import Generation, Survey
+from protocol.errors import DsgError
+
+__all__ = ["clean", "destroy_readers", "own_snapshots"]
+
+_LIMIT = 20.0  # seconds for all of it
+
+
+def clean(site: Site) -> list[str]:
+    """Promote the head and destroy what it replaced; notes on what had to stay and is somebody's.
+
+    Never raises: what is not done now is done another time. Nothing is done
+    when another process is at it.
+    """
+    try:
+        lock = site.outer.lock(CLEANING_LOCK)
+        if lock is None:
+            return []
+        try:
+            return _clean(site, time.monotonic() + _LIMIT, lock.fileno())
+        finally:
+            lock.release()
+    except (DsgError, OSError):
+        return []
+
+
+def _clean(site: Site, deadline: float, lock: int) -> list[str]:
+    survey = site.survey()
+    head = required_head(survey)
+    if len(survey.generations) < 2 or not _promote(site, survey, deadline, lock):
+        return []
+    notes = []
+    for generation in site.survey().generations.values():
+        if generation.number < head.generation and time.monotonic() < deadline:
+            note = _destroy_older(site, generation, deadline, lock)
+            if note:
+                notes.append(note)
+    base = base_snapshot(head.txid)
+    if survey.current().origin.endswith(f"@{base}"):
+        # It came to the head by the promotion, and only the generation that it was taken of needed it.
+        site.zfs.run("destroy", f"{survey.current().name}@{base}", lock=lock)
+    return notes
+
+
+def _promote(site: Site, survey: Survey, deadline: float, lock: int) -> bool:
+    """Promote the head until it is nobody's clone; False when it is not yet."""
+    current = survey.current()
+    for _ in survey.ancestors():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        answer = site.zfs.run("promote", current.name, lock=lock, limit=left)
+        if answer.trouble is Trouble.NO_ORIGIN:
+            return True
+        if not answer.good:
+            return False
+    return True
+
+
+def own_snapshots(site: Site, dataset: str) -> list[str]:
+    """The names, without the dataset's, of the snapshots of one dataset."""
+    listed = site.zfs.must("list", "-H", "-d", "1", "-t", "snapshot", "-o", "name", dataset, shown=site.shown)
+    return [name.partition("@")[2] for name in listed.splitlines() if name.startswith(f"{dataset}@")]
+
+
+def _destroy_older(site: Site, generation: Generation, deadline: float, lock: int) -> str:
+    """Destroy a generation that the head replaced; a note when it must stay because of what is in it."""
+    name = generation.name
+    if not generation.origin:
+        return ""  # not promoted past it yet: the head stands on it
+    left = own_snapshots(site, name)
+    if left:
+        return f"{name} is kept: it has snapshots that are not DSG's ({', '.join(left[:3])})"
+    if _holds_more(generation):
+        return f"{name} is kept: somebody wrote to it after its snapshot; look at {generation.mountpoint}"
+    if unmount(site.zfs, name, lock=lock, limit=_left(deadline)) is not Trouble.NONE:
+        return ""
+    # Only now nobody can write to it any more; what came since it was looked at must not be lost.
+    again = site.survey().generations.get(generation.number)
+    if again is not None and not _holds_more(again):
+        site.zfs.run("destroy", name, lock=lock, limit=_left(deadline))
+    elif again is not None:
+        site.zfs.run("mount", name, lock=lock, limit=_left(deadline))
+    return ""
+
+
+def _holds_more(generation: Generation) -> bool:
+    """Whether there is anything in it that its origin, a snapshot of the head, does not hold."""
+    return generation.unshared if generation.written is None else generation.written
+
+
+def _left(deadline: float) -> float:
+    return max(0.1, deadline - time.monotonic())
+
+
+def destroy_readers(site: Site, survey: Survey, lock: int) -> None:
+    """Destroy the clones that readers made and did not live to destroy; one that is in use is busy."""
+    for name in survey.readers:
+        if unmount(site.zfs, name, lock=lock) is Trouble.NONE:
+            site.zfs.run("destroy", name, lock=lock)

@@ -1,0 +1,89 @@
+"""The clone that a transaction changes: made, opened, snapshotted, destroyed."""
+
+from __future__ import annotations
+
+from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.zfs.command import failure
+from dsg_remote_agent.storage.zfs.mounts import open_root, open_tree
+from dsg_remote_agent.storage.zfs.names import snapshot
+from dsg_remote_agent.storage.zfs.settling import destroy_uncommitted
+from dsg_remote_agent.storage.zfs.site import Site
+from dsg_remote_agent.storage.zfs.survey import Generation, Survey
+from protocol.errors import DsgError, IntegrityError
+from protocol.tree.posix import PosixTree
+
+__all__ = ["Clone"]
+
+
+class Clone:
+    """A new generation, mounted and opened; until the decision it is this transaction's alone."""
+
+    def __init__(self, site: Site, generation: Generation, tree: PosixTree, place: Place) -> None:
+        self._site = site
+        self.generation = generation
+        self.tree = tree
+        self.place = place
+
+    @classmethod
+    def make(cls, site: Site, survey: Survey, origin: str, txid: str, seq: int, lock: int) -> Clone:
+        """Clone the snapshot ``origin`` for transaction ``txid``, which is to make version ``seq``.
+
+        A failure leaves nothing, or what the next recovery destroys.
+        """
+        number = max(survey.generations) + 1
+        name = site.name_of(number)
+        mountpoint = f"{survey.folder}/g{number}"
+        generation = Generation(number, name, origin, False, mountpoint, txid, seq, False, None, False)
+        own = ("-o", "canmount=noauto", "-o", f"dsg:txid={txid}", "-o", f"dsg:seq={seq}")
+        answer = site.zfs.run("clone", *own, origin, name, lock=lock)
+        if not answer.good and name not in _names(site):
+            raise failure(answer, site.shown, f"cloning {origin}")
+        try:
+            # Some mount it by themselves, and a delegated account's clone may say that it failed to.
+            fd = open_root(site.zfs, name, mountpoint, mounted=False, lock=lock, shown=site.shown)
+            tree = open_tree(fd)
+            try:
+                return cls(site, generation, tree, site.place(tree))
+            except BaseException:
+                tree.close()
+                raise
+        except (DsgError, OSError):
+            destroy_uncommitted(site, generation, lock)
+            raise
+
+    def take_snapshot(self, seq: int, lock: int) -> None:
+        """Snapshot it as version ``seq``: durable, files and manifest together. The tree is another then."""
+        name, site = self.generation.name, self._site
+        # zfs-fuse mounts it anew for that, which an open descriptor would prevent. It comes before the
+        # snapshot, so that nothing is left to be done after the decision.
+        self.tree.close()
+        site.zfs.must("set", "canmount=on", name, lock=lock, shown=site.shown)
+        site.zfs.must("snapshot", f"{name}@{snapshot(seq)}", lock=lock, shown=site.shown)
+        # People will be led to it: it must be mounted.
+        fd = open_root(site.zfs, name, self.generation.mountpoint, mounted=False, lock=lock, shown=site.shown)
+        self.tree = open_tree(fd)
+        self.place = self.place.but(tree=self.tree)
+
+    def check(self, survey: Survey, seq: int) -> None:
+        """IntegrityError unless it is still there, with its snapshot, and is this transaction's."""
+        found = survey.generations.get(self.generation.number)
+        name = self.generation.name
+        known = self._site.zfs.run("list", "-H", "-o", "name", f"{name}@{snapshot(seq)}")
+        if found is None or found.txid != self.generation.txid or not known.good:
+            raise IntegrityError(
+                f"what transaction {self.generation.txid} prepared is gone from {self._site.shown}",
+                hint="somebody recovered or removed it; sync again",
+            )
+
+    def close(self) -> None:
+        """Let go of its tree. Harmless when that is done."""
+        self.tree.close()
+
+    def destroy(self, lock: int) -> None:
+        """Close and destroy it; what is in use stays for the next recovery, and cannot be committed."""
+        self.close()
+        destroy_uncommitted(self._site, self.generation, lock)
+
+
+def _names(site: Site) -> set[str]:
+    return {generation.name for generation in site.survey().generations.values()}

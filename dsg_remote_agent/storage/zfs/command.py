@@ -1,0 +1,187 @@
+"""Running ``zfs``: the one door to it. Time limits, the lock for children that change something, errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from enum import Enum
+
+from protocol.errors import DsgError, NotPermittedError, RemoteStorageError
+from protocol.paths import escape
+from protocol.value import Value
+
+__all__ = ["Answer", "Trouble", "Zfs", "failure"]
+
+READ_LIMIT = 60.0  # seconds; of a command that only looks
+CHANGE_LIMIT = 300.0  # one that waits for the pool, however busy that is
+_LAST_WAIT = 1.0  # for a child that was killed; one that sleeps in the kernel may not die
+_SHOWN = 500
+
+
+class Trouble(Enum):
+    """Why a command failed, as far as anybody here acts on it."""
+
+    NONE = "none"
+    BUSY = "busy"
+    EXISTS = "exists"
+    MISSING = "missing"
+    DENIED = "denied"
+    FULL = "full"
+    READ_ONLY = "read-only"
+    KEY = "key"
+    LACKING = "lacking"  # this ZFS has no such property or option
+    HAS_CHILDREN = "has children"
+    NO_ORIGIN = "no origin"
+    ABSENT = "absent"  # no ZFS here, or its service does not answer
+    TIMEOUT = "timeout"
+    OTHER = "other"
+
+
+# By what the commands of OpenZFS 2.1 to 2.4 and zfs-fuse 0.7 print in the C locale; the first that fits.
+_WORDS = (
+    (Trouble.ABSENT, ("modules are not loaded", "module is not loaded", "/dev/zfs", "zfs-fuse daemon")),
+    (Trouble.DENIED, ("permission denied", "operation not permitted", "must be root", "mounted by root")),
+    (Trouble.NO_ORIGIN, ("not a cloned filesystem",)),
+    (Trouble.HAS_CHILDREN, ("has children", "has dependent clones")),
+    (Trouble.EXISTS, ("already exists", "already mounted", "conflicting snapshot")),
+    (Trouble.MISSING, ("does not exist", "no such pool", "not currently mounted", "no such file")),
+    (Trouble.BUSY, ("busy",)),
+    (Trouble.FULL, ("out of space", "no space left", "quota exceeded", "disc quota", "disk quota")),
+    (Trouble.KEY, ("key not loaded", "encryption key", "key must be loaded")),
+    (Trouble.LACKING, ("invalid property", "invalid option", "bad property", "must be one of", "'-p'")),
+    (Trouble.READ_ONLY, ("read-only", "readonly", "read only")),
+)
+
+
+class Answer(Value):
+    """What a command said; ``status`` None: it did not end in time."""
+
+    words: tuple[str, ...]
+    status: int | None
+    out: str
+    err: str
+
+    @property
+    def good(self) -> bool:
+        """Whether it succeeded."""
+        return self.status == 0
+
+    @property
+    def trouble(self) -> Trouble:
+        """Why it failed."""
+        if self.status is None:
+            return Trouble.TIMEOUT
+        if self.status == 0:
+            return Trouble.NONE
+        said = self.err.lower()
+        for trouble, signs in _WORDS:
+            if any(sign in said for sign in signs):
+                return trouble
+        return Trouble.OTHER
+
+    @property
+    def said(self) -> str:
+        """Its complaint in one line, for people."""
+        if self.status is None:
+            return "it did not end in time"
+        return escape(" ".join(self.err.split())[:_SHOWN]) or f"it ended with status {self.status}"
+
+
+class Zfs:
+    """The ``zfs`` command of this machine. ``lacking``: properties that it turned out not to have."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self.lacking: set[str] = set()
+
+    @classmethod
+    def find(cls) -> Zfs:
+        """The one on PATH, or where administrators' programs are; RemoteStorageError when there is none."""
+        path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
+        program = shutil.which("zfs", path=path)
+        if program is None:
+            raise RemoteStorageError(
+                "the server has no program zfs",
+                hint="install ZFS there, or keep the repository in a folder: host:/path",
+            )
+        return cls(program)
+
+    def run(self, *words: str, lock: int | None = None, limit: float | None = None) -> Answer:
+        """Run ``zfs WORDS`` to its end.
+
+        ``lock``: the descriptor of the repository's lock, for a command that
+        changes something: the child holds it too, so that nobody else begins
+        before it has ended, whatever becomes of this process. One that does
+        not end within ``limit`` seconds is killed when it only looks, and left
+        to itself with the lock when it changes something.
+        """
+        usual = READ_LIMIT if lock is None else CHANGE_LIMIT
+        child = subprocess.Popen(
+            [self._program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            pass_fds=() if lock is None else (lock,),
+            start_new_session=True,
+            cwd="/",
+        )
+        try:
+            out, err = child.communicate(timeout=limit or usual)
+        except subprocess.TimeoutExpired:
+            if lock is None:
+                child.kill()
+                try:
+                    child.communicate(timeout=_LAST_WAIT)
+                except subprocess.TimeoutExpired:
+                    pass
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
+            return Answer(words, None, "", "")
+        return Answer(words, child.returncode, _text(out), _text(err))
+
+    def must(self, *words: str, lock: int | None = None, shown: str) -> str:
+        """What ``zfs WORDS`` prints; :func:`failure` when it fails. ``shown``: the repository's name."""
+        answer = self.run(*words, lock=lock)
+        if not answer.good:
+            raise failure(answer, shown)
+        return answer.out
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def failure(answer: Answer, shown: str, does: str = "") -> DsgError:
+    """The error to report for a command that failed; nothing holds of what it should have done."""
+    what = does or f"zfs {answer.words[0]}"
+    message = f"{what} failed for {shown}: {answer.said}"
+    facts = {"command": ["zfs", *answer.words], "why": answer.trouble.value}
+    if answer.trouble is Trouble.DENIED:
+        return NotPermittedError(
+            message,
+            hint="the agent must run as root on a ZFS server; ask its administrator",
+            facts=facts,
+        )
+    hints = {
+        Trouble.FULL: "free space in the pool or raise the quota ('zfs list -o space'), and sync again; "
+        "nothing was changed",
+        Trouble.BUSY: "somebody uses it: end what does, or try again later",
+        Trouble.READ_ONLY: "an administrator must make the pool or dataset writable again",
+        Trouble.KEY: "an administrator must load its key: zfs load-key",
+        Trouble.ABSENT: "an administrator must start ZFS on the server ('zpool list' shows its pools)",
+        Trouble.MISSING: "check the name; is the pool imported ('zpool list')?",
+        Trouble.TIMEOUT: "look at the pool's health on the server: zpool status",
+    }
+    hint = hints.get(answer.trouble, "see the agent's log on the server, and zpool status there")
+    return RemoteStorageError(message, hint=hint, facts=facts)
+
+
+def quoted(words: Sequence[str]) -> str:
+    """A command as an administrator can paste it."""
+    import shlex
+
+    return shlex.join(["zfs", *words])

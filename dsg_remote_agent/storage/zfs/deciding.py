@@ -1,0 +1,83 @@
+"""Around the decision: the old head stands still, ``dsg:head`` is written, and read back when in doubt."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from dsg_remote_agent.storage.layout import TMP
+from dsg_remote_agent.storage.zfs.command import failure
+from dsg_remote_agent.storage.zfs.names import HeadValue
+from dsg_remote_agent.storage.zfs.site import Site
+from dsg_remote_agent.storage.zfs.survey import Generation
+from protocol.errors import DsgError, Outcome, RemoteStorageError
+from protocol.tree.posix import PosixTree
+
+__all__ = ["decide", "freeze", "thaw"]
+
+_REFUSED = frozenset([errno.EROFS])
+
+
+def freeze(site: Site, generation: Generation, tree: PosixTree, lock: int) -> None:
+    """Let nobody write to ``generation`` any more, and have what was written reach its dataset.
+
+    The property is not believed: OpenZFS may set it and say that it failed,
+    zfs-fuse sets it and shows another value. What counts is that a file cannot
+    be made. RemoteStorageError when it can.
+    """
+    answer = site.zfs.run("set", "readonly=on", generation.name, lock=lock)
+    if _writable(tree):
+        raise (
+            failure(answer, site.shown, f"making {generation.name} read-only")
+            if not answer.good
+            else RemoteStorageError(
+                f"{generation.name} could not be made read-only",
+                hint="is it mounted twice, or with options of its own? nothing was changed",
+            )
+        )
+    tree.flush()  # what programs wrote to mapped memory
+
+
+def thaw(site: Site, generation: Generation, lock: int) -> None:
+    """Let people write to ``generation`` again; an error is left to the next recovery."""
+    site.zfs.run("inherit", "readonly", generation.name, lock=lock)
+
+
+def _writable(tree: PosixTree) -> bool:
+    path = f"{TMP}/frozen-{os.getpid()}"
+    try:
+        out = tree.create(path)
+    except FileNotFoundError:
+        return True  # without its folder this tells nothing
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return False
+        raise
+    out.close()
+    tree.unlink(path)
+    return True
+
+
+def decide(site: Site, value: HeadValue, before: HeadValue, lock: int) -> None:
+    """The decision: ``dsg:head`` becomes ``value``, durably.
+
+    A DsgError whose outcome is ABORTED when it is still ``before``. When it
+    cannot be told the error's outcome is IN_DOUBT: the command may still be
+    running, with the lock, so that nobody else can begin meanwhile.
+    """
+    answer = site.zfs.run("set", f"dsg:head={value}", site.dataset, lock=lock)
+    if answer.good:
+        return
+    try:
+        now = site.survey().head
+    except DsgError:
+        now = None
+    if now == value:
+        return
+    if now == before and answer.status is not None:
+        raise failure(answer, site.shown, "the decision")
+    error = failure(answer, site.shown, "the decision")
+    error.outcome = Outcome.IN_DOUBT
+    raise error

@@ -1,0 +1,204 @@
+"""Making a new, empty ZFS repository below an existing dataset."""
+
+from __future__ import annotations
+
+import os
+
+from dsg_remote_agent.storage.directory_init import fill_area, first_record, share_with
+from dsg_remote_agent.storage.layout import AREA, LOCK, TMP, Marker
+from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
+from dsg_remote_agent.storage.zfs.links import check_place, set_link
+from dsg_remote_agent.storage.zfs.mounts import open_root, open_tree, unmount
+from dsg_remote_agent.storage.zfs.names import GENERATIONS, HeadValue, snapshot
+from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, link_path
+from dsg_remote_agent.storage.zfs.survey import take_survey
+from protocol.errors import ConfigError, LockedError
+from protocol.paths import escape
+from protocol.records import SnapshotRecord
+from protocol.transaction import NoFailpoints
+from protocol.tree.posix import PosixTree
+
+__all__ = ["make_zfs_repository"]
+
+# Names that ZFS would fold, or that DSG could not tell apart: to be chosen when a dataset is made, or never.
+_FIXED = ("casesensitivity=sensitive", "normalization=none", "utf8only=off")
+# What a ZFS does not have is left as it is: none of it is needed. Each only where nobody chose otherwise.
+_WANTED = (
+    ("atime", "off"),
+    ("setuid", "off"),
+    ("devices", "off"),
+    ("compression", "lz4"),
+    ("xattr", "sa"),
+    ("acltype", "posixacl"),
+    ("com.sun:auto-snapshot", "false"),
+)
+
+
+def make_zfs_repository(
+    zfs: Zfs, dataset: str, marker: Marker, user: str, host: str, settings: str, group: str
+) -> SnapshotRecord:
+    """Make an empty repository (snapshot s0) in the new dataset ``dataset``; its record.
+
+    ConfigError when the name is in use, there is no dataset to make it below,
+    or that has no folder to be mounted in. After a crash the same call goes
+    on; half a repository is never taken for one, as ``dsg:head`` comes last.
+    """
+    folder = _make_container(zfs, dataset, marker)
+    outer = _open_outer(folder, group)
+    try:
+        lock = outer.lock(LOCK)
+        if lock is None:
+            raise LockedError(f"{dataset} is being made by somebody else", hint="wait until that is finished")
+        try:
+            # Whoever came first may have finished it before this process had the lock.
+            if take_survey(zfs, dataset).head is not None:
+                raise _in_use(dataset, "a repository is there already")
+            site = Site(zfs, dataset, folder, outer, lambda: marker.created, NoFailpoints(), "")
+            return _fill(site, marker, user, host, settings, group, lock.fileno())
+        finally:
+            lock.release()
+    finally:
+        outer.close()
+
+
+def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
+    """Make the dataset of the repository, or go on with one that is unfinished; its mountpoint."""
+    parent, name = dataset.rpartition("/")[::2]
+    above = _properties(zfs, parent, "type", "mountpoint", "readonly")
+    if above is None or above["type"] != "filesystem":
+        raise ConfigError(
+            f"there is no file system {parent} on the server to make {dataset} in",
+            hint="an administrator makes it: "
+            f"zfs create -p -o canmount=off -o mountpoint=FOLDER/{GENERATIONS} {parent}",
+        )
+    mountpoint = above["mountpoint"]
+    if not os.path.isabs(mountpoint):
+        raise ConfigError(
+            f"{parent} has the mountpoint {mountpoint!r}: there is no folder for its repositories",
+            hint=f"an administrator chooses one: zfs set mountpoint=FOLDER/{GENERATIONS} {parent}",
+        )
+    inherited = os.path.basename(mountpoint) == GENERATIONS
+    folder = f"{mountpoint}/{name}" if inherited else f"{mountpoint}/{GENERATIONS}/{name}"
+    found = _properties(zfs, dataset, "dsg:format", "dsg:repo-id", "dsg:head", "mountpoint")
+    _refuse_taken(link_path(folder, name), ours=found is not None)
+    if found is None:
+        own = ["dsg:format=1", f"dsg:repo-id={marker.repo_id}", "canmount=off", *_FIXED]
+        if not inherited:
+            own.append(f"mountpoint={folder}")
+        words = [word for prop in own for word in ("-o", prop)]
+        answer = zfs.run("create", *words, dataset)
+        if not answer.good and answer.trouble is not Trouble.EXISTS:
+            raise failure(answer, dataset, "making the dataset")
+        if answer.trouble is Trouble.EXISTS:
+            return _make_container(zfs, dataset, marker)
+        for prop, value in _WANTED:
+            _prefer(zfs, dataset, prop, value)
+        return folder
+    if not found["dsg:format"]:
+        raise _in_use(dataset, "a dataset that is not DSG's is there")
+    if found["dsg:head"]:
+        raise _in_use(dataset, "a repository is there already")
+    return found["mountpoint"]
+
+
+def _prefer(zfs: Zfs, dataset: str, prop: str, value: str) -> None:
+    """Set a property unless an administrator chose its value above; nothing where this ZFS lacks it."""
+    answer = zfs.run("get", "-H", "-o", "source", prop, dataset)
+    if answer.good and answer.out.split("\t")[0].strip() in ("default", "-"):
+        zfs.run("set", f"{prop}={value}", dataset)
+
+
+def _properties(zfs: Zfs, dataset: str, *names: str) -> dict[str, str] | None:
+    """Values by property ('' when unset, user properties only when local); None: no such dataset."""
+    answer = zfs.run("get", "-H", "-p", "-o", "property,value,source", ",".join(names), dataset)
+    if answer.trouble is Trouble.MISSING:
+        return None
+    if not answer.good:
+        raise failure(answer, dataset, "looking at the dataset")
+    found = {}
+    for line in answer.out.splitlines():
+        name, value, source = line.split("\t")
+        found[name] = "" if value == "-" or (":" in name and source != "local") else value
+    return found
+
+
+def _open_outer(folder: str, group: str) -> PosixTree:
+    """The folder below which generations are mounted, with its locks; made where it is missing."""
+    os.makedirs(folder, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree = PosixTree(fd)
+    try:
+        if group:
+            share_with(fd, group, folder)
+        tree.make_folders(TMP)
+        for lock in (LOCK, CLEANING_LOCK):
+            try:
+                tree.write_bytes(lock, b"")
+            except FileExistsError:
+                continue
+        tree.flush()
+    except BaseException:
+        tree.close()
+        raise
+    return tree
+
+
+def _fill(
+    site: Site, marker: Marker, user: str, host: str, settings: str, group: str, lock: int
+) -> SnapshotRecord:
+    """Make the first generation, its snapshot and link, and last the head."""
+    zfs, shown = site.zfs, site.shown
+    name = site.name_of(0)
+    # Of an init that was interrupted: it never had a head, so that nobody has put anything into it.
+    if unmount(zfs, name, lock=lock) is Trouble.NONE:
+        zfs.run("destroy", f"{name}@{snapshot(0)}", lock=lock)
+        zfs.run("destroy", name, lock=lock)
+    zfs.must("set", f"dsg:repo-id={marker.repo_id}", site.dataset, lock=lock, shown=shown)
+    zfs.must("create", "-o", "canmount=noauto", name, lock=lock, shown=shown)
+    fd = open_root(zfs, name, f"{site.folder}/g0", mounted=False, lock=lock, shown=shown)
+    tree = open_tree(fd)
+    try:
+        if group:
+            share_with(fd, group, name)
+        record = first_record(marker, user, host)
+        tree.mkdir(AREA)
+        fill_area(tree, AREA, marker, record, settings)
+        tree.flush()
+    finally:
+        tree.close()
+    zfs.must("set", "canmount=on", name, lock=lock, shown=shown)
+    zfs.must("snapshot", f"{name}@{snapshot(0)}", lock=lock, shown=shown)
+    set_link(site, 0)
+    zfs.must("set", f"dsg:head={HeadValue(0, 0, '', record.digest)}", site.dataset, lock=lock, shown=shown)
+    return record
+
+
+def _refuse_taken(link: str, *, ours: bool) -> None:
+    """ConfigError when something stands where the link is to be, or the folder for it is missing.
+
+    ``ours``: an init was interrupted here; what it left is a link.
+    """
+    folder, name = os.path.split(link)
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no folder {escape(folder)} on the server for the link to the repository",
+            hint=f"is the file system above mounted? else make it: mkdir -p {escape(folder)}",
+        ) from None
+    try:
+        if ours:
+            check_place(fd, name, folder)
+        elif os.path.lexists(link):
+            raise ConfigError(
+                f"{escape(link)} exists, where the link to the repository is to be",
+                hint="choose another name for the dataset, or move that away",
+            )
+    finally:
+        os.close(fd)
+
+
+def _in_use(dataset: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"the name {dataset} is in use: {why}", hint="clone it with 'dsg clone', or choose another name"
+    )

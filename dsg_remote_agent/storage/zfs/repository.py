@@ -1,0 +1,219 @@
+"""The ZFS backend: a repository in datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dsg_remote_agent.lock import Held, read_holder, take
+from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
+from dsg_remote_agent.storage.chain import Head, head_moved
+from dsg_remote_agent.storage.layout import ZFS, read_settings
+from dsg_remote_agent.storage.looking import Look, keep_index, look_ahead, look_closely
+from dsg_remote_agent.storage.outside import Seen, examine, outside_error
+from dsg_remote_agent.storage.statindex import file_clock
+from dsg_remote_agent.storage.zfs.clone import Clone
+from dsg_remote_agent.storage.zfs.command import Zfs
+from dsg_remote_agent.storage.zfs.reading import SnapshotFiles
+from dsg_remote_agent.storage.zfs.settling import settle
+from dsg_remote_agent.storage.zfs.site import Site, View
+from dsg_remote_agent.storage.zfs.standing import Standing
+from dsg_remote_agent.storage.zfs.survey import Survey, take_survey
+from dsg_remote_agent.storage.zfs.transaction import ZfsTransaction
+from protocol.errors import ConfigError, LockedError
+from protocol.messages import OutsideChanges
+from protocol.paths import escape
+from protocol.records import SnapshotRecord
+from protocol.transaction import Failpoints, Step
+from protocol.tree.posix import PosixTree
+
+__all__ = ["ZfsRepository"]
+
+_NOTHING = OutsideChanges(modified=(), deleted=(), added=(), more=0)
+
+
+class ZfsRepository:
+    """See :class:`dsg_remote_agent.storage.base.Repository`."""
+
+    backend = ZFS
+    features = Features(patches=True, snapshots_mountable=True, atomic_view=True)
+
+    def __init__(
+        self,
+        zfs: Zfs,
+        dataset: str,
+        now: Callable[[], int],
+        failpoints: Failpoints,
+        machine: str,
+    ) -> None:
+        """Open the repository in ``dataset``; ConfigError when there is none, or its folder is not there."""
+        survey = take_survey(zfs, dataset)
+        self._site = Site(zfs, dataset, survey.folder, open_outer(survey), now, failpoints, machine)
+        self.repo_id = survey.repo_id
+        try:
+            _, view, _ = self._site.head()
+            with view:
+                self.algorithm = view.place.marker.algorithm
+        except BaseException:
+            self._site.outer.close()
+            raise
+        self._ahead: Look | None = None
+
+    @property
+    def settings(self) -> str:
+        _, view, _ = self._site.head()
+        with view:
+            return read_settings(view.tree, self._site.shown)
+
+    def close(self) -> None:
+        self._site.outer.close()
+
+    def head(self) -> tuple[bytes, SnapshotRecord, bool]:
+        _, view, head = self._site.head()
+        view.close()
+        return head.raw, head.record, False
+
+    def holds(self, digest: str) -> bool:
+        _, view, head = self._site.head()
+        with view:
+            return view.place.chain.holds(head, digest)
+
+    def records(self, first: int, last: int) -> list[bytes]:
+        _, view, head = self._site.head()
+        with view:
+            return view.place.chain.range(head, first, last)
+
+    def reader(self, seq: int | None) -> SnapshotFiles:
+        return SnapshotFiles(self._site, seq)
+
+    def find_outside(self, notice: Notice, skip: int = 0) -> OutsideChanges:
+        """Compare the head's generation with its manifest. Nothing that syncs do shows there."""
+        _, view, head = self._site.head()
+        with view:
+            place = view.place
+            manifest = place.manifest(head, head.seq)
+            index = place.index(head, manifest)
+            return examine(place.tree, manifest, index, note=notice, skip=skip).outside
+
+    def examine(self, tick: Callable[[], None]) -> None:
+        self._ahead = None
+        survey, view, _ = self._site.head()
+        with view:
+            if survey.current().written is None:
+                self._ahead = look_ahead(view.place, tick)
+
+    def recover(self, claim: Claim) -> list[str]:
+        with self._locked(claim) as held:
+            return settle(self._site, held.fileno())
+
+    def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> ZfsTransaction:
+        site = self._site
+        held = take(site.outer, claim, site.shown, site.now)
+        try:
+            site.failpoints.reach(Step.REMOTE_LOCKED)
+            lock = held.fileno()
+            notes = settle(site, lock)
+            survey, view, head = site.head(lock)
+            try:
+                if head.digest != base:
+                    raise head_moved(site.shown, head, base)
+                transaction = self._begin(held, survey, view, head, notes, notice, adopt=adopt)
+            except BaseException:
+                view.close()
+                raise
+            try:
+                site.failpoints.reach(Step.REMOTE_BEGUN)
+            except BaseException:
+                transaction.abort()
+                raise
+        except BaseException:
+            held.release()
+            raise
+        return transaction
+
+    def _begin(
+        self,
+        held: Held,
+        survey: Survey,
+        view: View,
+        head: Head,
+        notes: list[str],
+        notice: Notice,
+        *,
+        adopt: bool,
+    ) -> ZfsTransaction:
+        site, lock = self._site, held.fileno()
+        look, clock_ns = self._look(survey, view, head, notes, notice, adopt=adopt)
+        outside = look.seen.outside
+        if (outside.modified or outside.deleted) and not adopt:
+            raise outside_error(site.shown, outside)
+        written = survey.current().written
+        standing = Standing(view, head, outside, dirty=bool(outside) if written is None else written)
+        try:
+            origin = standing.origin(site, held.claim.txid, lock)
+            clone = Clone.make(site, survey, origin, held.claim.txid, head.seq + 1, lock)
+        except BaseException:
+            standing.undo(site, lock)
+            raise
+        return ZfsTransaction(
+            site, held, view, head, standing, clone, look.manifest, look.seen.index, clock_ns, notes, notice
+        )
+
+    def _look(
+        self, survey: Survey, view: View, head: Head, notes: list[str], notice: Notice, *, adopt: bool
+    ) -> tuple[Look, int]:
+        """How the head stands, and the time from which on the index knows of no edit."""
+        place = view.place
+        ahead, self._ahead = self._ahead, None
+        if survey.current().written is False and not adopt:
+            # ZFS itself says that nothing was written since the snapshot: no need to look at a single file.
+            manifest = place.manifest(head, head.seq)
+            seen = Seen(_NOTHING, place.index(head, manifest), None)
+            return Look(head.digest, manifest, seen), file_clock(place.area)
+        if ahead is None or ahead.head != head.digest or notes:
+            ahead = look_closely(place, head, notice)
+        return ahead, keep_index(place, ahead)
+
+    def committed(self, txid: str, seq: int | None) -> bytes | None:
+        _, view, head = self._site.head()
+        with view:
+            return view.place.chain.committed(txid, head.seq if seq is None else seq)
+
+    def outcome(self, claim: Claim, seq: int) -> tuple[Outcome, bytes]:
+        raw = self.committed(claim.txid, seq)
+        if raw is not None:
+            return Outcome.COMMITTED, raw
+        try:
+            with self._locked(claim) as held:
+                # Settling destroys whatever this transaction prepared: it cannot commit any more.
+                settle(self._site, held.fileno())
+                raw = self.committed(claim.txid, seq)
+        except LockedError:
+            # It may have committed between the two looks.
+            raw = self.committed(claim.txid, seq)
+            if raw is not None:
+                return Outcome.COMMITTED, raw
+            holder = read_holder(self._site.outer)
+            if holder is not None and holder.txid == claim.txid:
+                return Outcome.RUNNING, b""
+            raise
+        return (Outcome.ABORTED, b"") if raw is None else (Outcome.COMMITTED, raw)
+
+    @contextmanager
+    def _locked(self, claim: Claim) -> Iterator[Held]:
+        held = take(self._site.outer, claim, self._site.shown, self._site.now)
+        try:
+            yield held
+        finally:
+            held.release()
+
+
+def open_outer(survey: Survey) -> PosixTree:
+    """The tree of the folder below which generations are mounted; ConfigError when it is not there."""
+    try:
+        return PosixTree.open_tree(survey.folder)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {escape(survey.folder)} of {survey.dataset} cannot be opened: {error.strerror}",
+            hint="is what it lies in mounted? as an administrator: zfs mount -a",
+        ) from None

@@ -1,0 +1,114 @@
+"""Recovery: what a crash left is undone or finished. Repeatable from anywhere; needs the lock."""
+
+from __future__ import annotations
+
+import time
+
+from dsg_remote_agent.storage.chain import Chain
+from dsg_remote_agent.storage.zfs.cleaning import clean, destroy_readers, own_snapshots
+from dsg_remote_agent.storage.zfs.command import Trouble
+from dsg_remote_agent.storage.zfs.deciding import thaw
+from dsg_remote_agent.storage.zfs.holders import holders
+from dsg_remote_agent.storage.zfs.links import is_current, mend_link
+from dsg_remote_agent.storage.zfs.mounts import unmount
+from dsg_remote_agent.storage.zfs.names import base_snapshot, snapshot
+from dsg_remote_agent.storage.zfs.site import Site, required_head
+from dsg_remote_agent.storage.zfs.survey import Generation, Survey
+from protocol.errors import RemoteStorageError
+
+__all__ = ["MOST_UNPROMOTED", "destroy_uncommitted", "settle"]
+
+MOST_UNPROMOTED = 16
+_BASE = base_snapshot("")
+_TRIES = 3
+_DELAY_S = 0.05
+
+
+def settle(site: Site, lock: int) -> list[str]:
+    """Undo what was not decided, finish what was: mount, link, promote, clean. Notes on it, for people.
+
+    RemoteStorageError when the head stands on more generations than may be.
+    """
+    survey, view, _ = site.head(lock)
+    with view:
+        undecided = _undecided(survey, view.place.chain)
+    notes = []
+    for generation in undecided:
+        if destroy_uncommitted(site, generation, lock):
+            notes.append(f"undid the unfinished transaction {generation.txid}")
+        else:
+            notes.append(f"{generation.name} of an unfinished transaction is in use and stays for now")
+    current = survey.current()
+    if current.read_only:
+        thaw(site, current, lock)
+    if not is_current(site, current.number):
+        notes.append(f"finished the committed transaction {required_head(survey).txid}")
+        notes += mend_link(site, current.number)
+    destroy_readers(site, survey, lock)
+    if len(survey.generations) - len(undecided) > 1:
+        notes += clean(site)
+        _refuse_too_many(site)
+    if undecided or current.read_only:
+        _destroy_bases(site, current, lock)
+    return notes
+
+
+def _undecided(survey: Survey, chain: Chain) -> list[Generation]:
+    """The generations that no committed transaction made: neither head nor in the chain of its records."""
+    suspects = {
+        generation.txid: generation
+        for number, generation in survey.generations.items()
+        if generation.txid and number != required_head(survey).generation
+    }
+    ancestors = {generation.number for generation in survey.ancestors()}
+    suspects = {txid: g for txid, g in suspects.items() if g.number not in ancestors}
+    if not suspects:
+        return []
+    head = chain.head()
+    lowest = min(generation.seq for generation in suspects.values())
+    for _, record in chain.parents(head, max(0, min(lowest, head.seq))):
+        suspects.pop(record.txid, None)
+    return list(suspects.values())
+
+
+def destroy_uncommitted(site: Site, generation: Generation, lock: int) -> bool:
+    """Destroy a generation of ours that was never decided; False when somebody uses it.
+
+    Then at least its snapshot is gone: it cannot be committed any more.
+    """
+    name = generation.name
+    for left in own_snapshots(site, name):
+        if left == snapshot(generation.seq):
+            site.zfs.run("destroy", f"{name}@{left}", lock=lock)
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_DELAY_S * attempt)  # zfs-fuse lets go of a file system a moment after its unmounting
+        if unmount(site.zfs, name, lock=lock) is not Trouble.NONE:
+            continue
+        answer = site.zfs.run("destroy", name, lock=lock)
+        if answer.good or answer.trouble is Trouble.MISSING:
+            return True
+    return False
+
+
+def _destroy_bases(site: Site, current: Generation, lock: int) -> None:
+    """Destroy the snapshots of a head that was written to, when no clone of a transaction needs them."""
+    for left in own_snapshots(site, current.name):
+        if left.startswith(_BASE):
+            site.zfs.run("destroy", f"{current.name}@{left}", lock=lock)
+
+
+def _refuse_too_many(site: Site) -> None:
+    survey = site.survey()
+    ancestors = survey.ancestors()
+    if len(ancestors) < MOST_UNPROMOTED:
+        return
+    found = holders(
+        [g.mountpoint for g in survey.generations.values() if g.number != survey.current().number]
+    )
+    who = "; in use by " + ", ".join(found[:5]) if found else ""
+    raise RemoteStorageError(
+        f"{site.shown} has {len(ancestors)} older generations that could not be promoted{who}",
+        hint="end what uses an old snapshot ('zfs send', a program in .zfs/snapshot), then: dsg recover",
+        facts={"holders": found, "generations": [generation.name for generation in ancestors]},
+    )
