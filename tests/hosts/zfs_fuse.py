@@ -34,7 +34,7 @@ __all__ = ["ZfsFuse", "ZfsRoot", "zfs_fuse"]
 # <linux/sched.h>
 _CLONE_FS = 0x200
 _CLONE_NEWNS = 0x20000
-_POOL_BYTES = 1 << 30  # sparse
+_POOL_BYTES = 8 << 30  # sparse
 _COVERED = ("/run/zfs", "/run/lock/zfs", "/var/lib/zfs")
 _LIMIT = 30.0
 _libc = ctypes.CDLL(None, use_errno=True)

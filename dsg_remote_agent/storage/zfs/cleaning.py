@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 
 from dsg_remote_agent.storage.zfs.command import Trouble
-from dsg_remote_agent.storage.zfs.mounts import unmount
+from dsg_remote_agent.storage.zfs.mounts import destroy, unmount
 from dsg_remote_agent.storage.zfs.names import base_snapshot
 from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, required_head
 from dsg_remote_agent.storage.zfs.survey import Generation, Survey
@@ -95,7 +95,7 @@ def _destroy_older(site: Site, generation: Generation, deadline: float, lock: in
     # Only now nobody can write to it any more; what came since it was looked at must not be lost.
     again = site.survey().generations.get(generation.number)
     if again is not None and not _holds_more(again):
-        site.zfs.run("destroy", name, lock=lock, limit=_left(deadline))
+        destroy(site.zfs, name, lock=lock, limit=_left(deadline))
     elif again is not None:
         site.zfs.run("mount", name, lock=lock, limit=_left(deadline))
     return ""
@@ -113,5 +113,4 @@ def _left(deadline: float) -> float:
 def destroy_readers(site: Site, survey: Survey, lock: int) -> None:
     """Destroy the clones that readers made and did not live to destroy; one that is in use is busy."""
     for name in survey.readers:
-        if unmount(site.zfs, name, lock=lock) is Trouble.NONE:
-            site.zfs.run("destroy", name, lock=lock)
+        destroy(site.zfs, name, lock=lock)

@@ -8,7 +8,7 @@ from dsg_remote_agent.storage.directory_init import fill_area, first_record, sha
 from dsg_remote_agent.storage.layout import AREA, LOCK, TMP, Marker
 from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
 from dsg_remote_agent.storage.zfs.links import check_place, set_link
-from dsg_remote_agent.storage.zfs.mounts import open_root, open_tree, unmount
+from dsg_remote_agent.storage.zfs.mounts import destroy, open_root, open_tree
 from dsg_remote_agent.storage.zfs.names import GENERATIONS, HeadValue, snapshot
 from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, link_path
 from dsg_remote_agent.storage.zfs.survey import take_survey
@@ -150,9 +150,8 @@ def _fill(
     zfs, shown = site.zfs, site.shown
     name = site.name_of(0)
     # Of an init that was interrupted: it never had a head, so that nobody has put anything into it.
-    if unmount(zfs, name, lock=lock) is Trouble.NONE:
-        zfs.run("destroy", f"{name}@{snapshot(0)}", lock=lock)
-        zfs.run("destroy", name, lock=lock)
+    zfs.run("destroy", f"{name}@{snapshot(0)}", lock=lock)
+    destroy(zfs, name, lock=lock)
     zfs.must("set", f"dsg:repo-id={marker.repo_id}", site.dataset, lock=lock, shown=shown)
     zfs.must("create", "-o", "canmount=noauto", name, lock=lock, shown=shown)
     fd = open_root(zfs, name, f"{site.folder}/g0", mounted=False, lock=lock, shown=shown)

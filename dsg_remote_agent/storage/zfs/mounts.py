@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 
 from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
 from protocol.errors import RemoteStorageError
@@ -13,7 +14,10 @@ from protocol.tree.fs import Capabilities
 from protocol.tree.posix import PosixTree
 from protocol.tree.syscalls import system
 
-__all__ = ["mounted_dataset", "open_root", "open_tree", "unmount"]
+__all__ = ["destroy", "mounted_dataset", "open_root", "open_tree", "unmount"]
+
+_TRIES = 5
+_DELAY_S = 0.03
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Known and not tried out: to try anything a file must be made, and a head must not be written to. The grain
@@ -78,6 +82,26 @@ def unmount(zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None
     """Unmount ``name``, never by force; NONE too when it was not mounted."""
     answer = zfs.run("unmount", name, lock=lock, limit=limit)
     return Trouble.NONE if answer.trouble is Trouble.MISSING else answer.trouble
+
+
+def destroy(zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None) -> Trouble:
+    """Unmount and destroy the one dataset ``name``, which has no snapshots; NONE too when it is gone.
+
+    zfs-fuse lets go of a file system a moment after it was unmounted: a
+    destroy that finds it busy is tried a few times more.
+    """
+    trouble = unmount(zfs, name, lock=lock, limit=limit)
+    if trouble is not Trouble.NONE:
+        return trouble
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_DELAY_S * attempt)
+        trouble = zfs.run("destroy", name, lock=lock, limit=limit).trouble
+        if trouble is Trouble.MISSING:
+            return Trouble.NONE
+        if trouble is not Trouble.BUSY:
+            break
+    return trouble
 
 
 def mounted_dataset(fd: int) -> str:

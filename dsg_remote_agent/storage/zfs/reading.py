@@ -11,7 +11,7 @@ from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.history import LiveRows
 from dsg_remote_agent.storage.outside import READ_BYTES, row_if
 from dsg_remote_agent.storage.zfs.command import Trouble, failure
-from dsg_remote_agent.storage.zfs.mounts import open_root, open_tree, unmount
+from dsg_remote_agent.storage.zfs.mounts import destroy, open_root, open_tree
 from dsg_remote_agent.storage.zfs.names import reader_name, snapshot
 from dsg_remote_agent.storage.zfs.site import Site, View
 from protocol.digest import hasher
@@ -175,15 +175,10 @@ class Snapshot:
             fd = open_root(site.zfs, base, mountpoint, mounted=False, lock=None, shown=site.shown)
             return cls(site, open_tree(fd), base)
         except BaseException:
-            _destroy(site, base)
+            destroy(site.zfs, base, lock=None)
             raise
 
     def close(self) -> None:
         self.tree.close()
         if self._clone:
-            _destroy(self._site, self._clone)
-
-
-def _destroy(site: Site, clone: str) -> None:
-    if unmount(site.zfs, clone, lock=None) is Trouble.NONE:
-        site.zfs.run("destroy", clone)
+            destroy(self._site.zfs, self._clone, lock=None)

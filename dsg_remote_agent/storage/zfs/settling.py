@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
-
 from dsg_remote_agent.storage.chain import Chain
 from dsg_remote_agent.storage.zfs.cleaning import clean, destroy_readers, own_snapshots
 from dsg_remote_agent.storage.zfs.command import Trouble
 from dsg_remote_agent.storage.zfs.deciding import thaw
 from dsg_remote_agent.storage.zfs.holders import holders
 from dsg_remote_agent.storage.zfs.links import is_current, mend_link
-from dsg_remote_agent.storage.zfs.mounts import unmount
+from dsg_remote_agent.storage.zfs.mounts import destroy
 from dsg_remote_agent.storage.zfs.names import base_snapshot, snapshot
 from dsg_remote_agent.storage.zfs.site import Site, required_head
 from dsg_remote_agent.storage.zfs.survey import Generation, Survey
 from protocol.errors import RemoteStorageError
+from protocol.transaction import Step
 
 __all__ = ["MOST_UNPROMOTED", "destroy_uncommitted", "settle"]
 
 MOST_UNPROMOTED = 16
 _BASE = base_snapshot("")
-_TRIES = 3
-_DELAY_S = 0.05
 
 
 def settle(site: Site, lock: int) -> list[str]:
@@ -44,10 +41,12 @@ def settle(site: Site, lock: int) -> list[str]:
     if not is_current(site, current.number):
         notes.append(f"finished the committed transaction {required_head(survey).txid}")
         notes += mend_link(site, current.number)
+        site.failpoints.reach(Step.REMOTE_APPLIED)
     destroy_readers(site, survey, lock)
     if len(survey.generations) - len(undecided) > 1:
         notes += clean(site)
         _refuse_too_many(site)
+        site.failpoints.reach(Step.REMOTE_PUBLISHED)
     if undecided or current.read_only:
         _destroy_bases(site, current, lock)
     return notes
@@ -80,15 +79,7 @@ def destroy_uncommitted(site: Site, generation: Generation, lock: int) -> bool:
     for left in own_snapshots(site, name):
         if left == snapshot(generation.seq):
             site.zfs.run("destroy", f"{name}@{left}", lock=lock)
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_DELAY_S * attempt)  # zfs-fuse lets go of a file system a moment after its unmounting
-        if unmount(site.zfs, name, lock=lock) is not Trouble.NONE:
-            continue
-        answer = site.zfs.run("destroy", name, lock=lock)
-        if answer.good or answer.trouble is Trouble.MISSING:
-            return True
-    return False
+    return destroy(site.zfs, name, lock=lock) is Trouble.NONE
 
 
 def _destroy_bases(site: Site, current: Generation, lock: int) -> None:

@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 _numbers = itertools.count()
 
 
-@pytest.fixture
-def ground(tmp_path: Path) -> Ground:
-    """A new, empty repository."""
+@pytest.fixture(
+    params=[
+        "directory",
+        pytest.param("zfs", marks=[pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]),
+    ]
+)
+def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Ground:
+    """A new, empty repository, of each backend unless the test is for ``only_directory``."""
+    if request.param == "zfs":
+        found: Ground = request.getfixturevalue("zfs_ground")
+        return found
     made = Ground(tmp_path / "repo")
     made.init()
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from attrs import define, field
 
 from dsg_remote_agent.storage.base import Claim
@@ -21,6 +22,9 @@ from protocol.transaction import Failpoints, NoFailpoints, Step
 from protocol.tree.fs import TreeFS
 from protocol.tree.posix import PosixTree
 from tests.agent.client import REPO_ID, changes_of, merged, upload_body
+
+#: For a test, or a module's ``pytestmark``, of what only a repository in a folder has.
+only_directory = pytest.mark.parametrize("ground", ["directory"], indirect=True)
 
 
 def claim(txid: str = "tx-ground-001") -> Claim:
@@ -57,6 +61,11 @@ class Ground:
     clock: Clock = field(factory=Clock)
     failpoints: Failpoints = field(factory=NoFailpoints)
     count: int = 0
+
+    @property
+    def area(self) -> Path:
+        """The folder with the lock and the stat index."""
+        return self.folder / ".dsg"
 
     def tree(self) -> TreeFS:
         return PosixTree.open_tree(str(self.folder))
@@ -115,6 +124,10 @@ class Ground:
         repository.close()
         return record
 
+    def die(self, transaction: Any) -> None:
+        """Let go of what the kernel takes from a killed agent."""
+        transaction._held.lock.release()
+
 
 @define
 class ZfsGround(Ground):
@@ -122,6 +135,10 @@ class ZfsGround(Ground):
 
     host: Any = None
     root: Any = None
+
+    @property
+    def area(self) -> Path:
+        return Path(self.root.folder) / ".gen" / self.folder.name / ".dsg"
 
     @property
     def dataset(self) -> str:
@@ -134,6 +151,11 @@ class ZfsGround(Ground):
     def open(self, tree: TreeFS | None = None) -> Any:
         assert tree is None
         return ZfsRepository(Zfs.find(), self.dataset, self.clock, self.failpoints, "machine")
+
+    def die(self, transaction: Any) -> None:
+        transaction._old.close()
+        transaction._clone.close()
+        Ground.die(self, transaction)
 
     def generations(self) -> list[str]:
         """The names of the generations, without the dataset's."""

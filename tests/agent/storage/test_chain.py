@@ -11,7 +11,9 @@ from dsg_remote_agent.storage.layout import FORMAT_FILE, HEAD, LOCK, READERS_LOC
 from protocol.errors import ConfigError, DsgError, IntegrityError, VersionError, WrongRepositoryError
 from protocol.records import SnapshotRecord, check_chain
 from tests.agent.client import tree_of
-from tests.agent.storage.ground import Ground, claim
+from tests.agent.storage.ground import Ground, claim, only_directory
+
+pytestmark = only_directory
 
 
 @pytest.fixture

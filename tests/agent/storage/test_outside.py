@@ -20,7 +20,7 @@ from protocol.manifest import FILE, LINK, Entry
 from protocol.messages import Committed, OutsideChanges
 from protocol.transaction import Step
 from tests.agent.client import merged, sha, tree_of
-from tests.agent.storage.ground import CallAt, Ground
+from tests.agent.storage.ground import CallAt, Ground, only_directory
 from tests.e2e.oracle import photograph
 
 FILES = {"a": b"one", "d/b": b"two", "d/c": b"three", "z": b"last"}
@@ -54,6 +54,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+@only_directory
 def test_nothing_changed_reads_nothing(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     read = count_reads(monkeypatch)
     assert not look(filled)
@@ -95,6 +96,7 @@ def test_replaced_by_a_file_of_the_same_times(filled: Ground) -> None:
     assert look(filled) == outside(modified=("a",))
 
 
+@only_directory
 def test_touched_but_the_same(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """A touch, a chmod for the group, a copy back from a backup: hashed once, then known again."""
     (filled.folder / "a").touch()
@@ -114,6 +116,7 @@ def test_the_executable_bit_counts(filled: Ground) -> None:
     assert look(filled) == outside(modified=("a",))
 
 
+@only_directory
 def test_without_an_index_all_is_hashed(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     (filled.folder / INDEX).unlink()
     read = count_reads(monkeypatch)
@@ -121,6 +124,7 @@ def test_without_an_index_all_is_hashed(filled: Ground, monkeypatch: pytest.Monk
     assert sorted(read) == sorted(FILES)
 
 
+@only_directory
 def test_beside_an_unapplied_commit_only_what_it_changes_is_in_doubt(
     filled: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,10 +173,11 @@ def test_a_sync_refuses_changed_and_deleted(filled: Ground) -> None:
 def test_an_added_file_is_never_overwritten(filled: Ground) -> None:
     (filled.folder / "mine").write_bytes(b"precious")
     repository = filled.open()
-    transaction, record = filled.prepare(repository, {"mine": b"from a client"})
     with pytest.raises(OutsideChangeError, match="mine"):
+        transaction, record = filled.prepare(repository, {"mine": b"from a client"})
         transaction.commit(record.digest, lambda: None)
-    transaction.abort()
+    repository.close()
+    assert filled.open().head()[1].seq == 1
     assert tree_of(filled.folder)["mine"] == b"precious"
 
 
@@ -201,6 +206,7 @@ def test_a_stranger_in_a_folder_that_gives_way_to_a_file(filled: Ground) -> None
     assert tree_of(filled.folder)["d/stranger"] == b"precious"
 
 
+@only_directory
 @pytest.mark.parametrize("step", [Step.REMOTE_CHECKED, Step.REMOTE_DECIDED])
 def test_changed_after_the_last_look_is_rescued(filled: Ground, step: Step) -> None:
     """The decision wins, and nothing is lost: the unexpected file is kept, and people are told where."""
@@ -261,6 +267,7 @@ def test_adopt(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     assert look(filled) == outside(added=("out-of-scope",))
 
 
+@only_directory
 def test_what_is_changed_while_it_is_adopted(filled: Ground) -> None:
     (filled.folder / "a").write_bytes(b"edited")
     repository = filled.open()
@@ -312,6 +319,7 @@ def test_many_are_counted_and_the_dangerous_come_first(ground: Ground, tmp_path:
     assert found.more == 200
 
 
+@only_directory
 def test_more_rescued_files_than_an_answer_holds(ground: Ground, tmp_path: Path) -> None:
     """However much is to be said, a commit is answered as committed."""
     names = [f"f{n:04d}" for n in range(1200)]
@@ -343,6 +351,7 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return looks
 
 
+@only_directory
 def test_a_begin_takes_over_the_look_before_it(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = count_looks(monkeypatch)
     repository = filled.open()
@@ -358,6 +367,7 @@ def test_a_begin_takes_over_the_look_before_it(filled: Ground, monkeypatch: pyte
     assert len(looks) == 4, "a look ahead reads nothing: what differs is for the begin to find"
 
 
+@only_directory
 def test_a_look_ahead_neither_reads_nor_writes(filled: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     read = count_reads(monkeypatch)
     for _ in range(2):
@@ -384,6 +394,7 @@ def test_a_look_at_an_older_head_is_not_used(filled: Ground, monkeypatch: pytest
     assert len(looks) == 1
 
 
+@only_directory
 @pytest.mark.parametrize(("path", "noticed"), [("a", "by the commit"), ("z", "by the next begin")])
 def test_what_changes_after_the_look(filled: Ground, path: str, noticed: str) -> None:
     repository = filled.open()
@@ -401,6 +412,7 @@ def test_what_changes_after_the_look(filled: Ground, path: str, noticed: str) ->
     assert (filled.folder / path).read_bytes() == b"edited after the look"
 
 
+@only_directory
 def test_the_index_of_the_snapshot_before_still_counts(
     filled: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +429,7 @@ def test_the_index_of_the_snapshot_before_still_counts(
     assert read == []
 
 
+@only_directory
 def test_an_index_whose_snapshot_is_damaged_is_no_index(filled: Ground) -> None:
     """It is a cache: everything is read, and the sync goes on."""
     before = (filled.folder / INDEX).read_bytes()

@@ -11,7 +11,10 @@ import pytest
 from dsg_remote_agent.storage.layout import INDEX
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, file_clock
 from protocol.digest import tagged
-from tests.agent.storage.ground import Ground
+from tests.agent.storage.ground import Ground, only_directory
+
+pytestmark = only_directory
+
 
 RECORD = tagged("sha256", b"one")
 

@@ -14,7 +14,7 @@ import pytest
 from dsg_remote_agent import lock as lock_module
 from dsg_remote_agent.storage import directory as directory_module
 from dsg_remote_agent.storage.base import Outcome, Wanted
-from dsg_remote_agent.storage.layout import LOCK, LOCK_HOLDER
+from dsg_remote_agent.storage.layout import LOCK
 from protocol.errors import DsgError, IntegrityError, LockedError, RemoteStorageError
 from protocol.errors import Outcome as DsgOutcome
 from protocol.records import SnapshotRecord
@@ -22,7 +22,7 @@ from protocol.transaction import RemoteState, Step
 from protocol.tree import arrive
 from protocol.tree.posix import PosixTree
 from tests.agent.client import changes_of, file_entry, merged, tree_of, upload_body
-from tests.agent.storage.ground import CallAt, Ground, claim
+from tests.agent.storage.ground import CallAt, Ground, claim, only_directory
 
 
 class Died(BaseException):
@@ -39,6 +39,7 @@ def filled(ground: Ground) -> Ground:
     return ground
 
 
+@only_directory
 def test_a_dead_readers_probe_is_removed_and_a_living_ones_is_not(filled: Ground) -> None:
     probe = filled.folder / ".dsg" / "tmp" / "probe-4711-0"
     probe.mkdir()
@@ -66,10 +67,11 @@ def test_the_outcome_of_what_runs_is_running(filled: Ground) -> None:
 def left_prepared(ground: Ground, txid: str) -> SnapshotRecord:
     """What a killed agent leaves: a prepared transaction without a lock."""
     transaction, record = ground.prepare(ground.open(), {"a": b"new"}, txid=txid)
-    transaction._held.lock.release()
+    ground.die(transaction)
     return record
 
 
+@only_directory
 def test_aborted_is_said_when_it_is_impossible_to_commit(filled: Ground) -> None:
     left_prepared(filled, "tx-asked-001")
     assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.ABORTED
@@ -78,12 +80,13 @@ def test_aborted_is_said_when_it_is_impossible_to_commit(filled: Ground) -> None
     assert not (area / "staging" / "tx-asked-001").exists()
 
 
+@only_directory
 def test_without_the_fence_an_aborted_transaction_can_commit(
     filled: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: an outcome that does not settle first says "aborted", and then it commits after all."""
     transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
-    transaction._held.lock.release()
+    filled.die(transaction)
     monkeypatch.setattr(directory_module, "settle", lambda _: [])
     assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.ABORTED
     transaction.commit(record.digest, lambda: None)
@@ -92,7 +95,7 @@ def test_without_the_fence_an_aborted_transaction_can_commit(
 
 def test_with_the_fence_it_cannot(filled: Ground) -> None:
     transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
-    transaction._held.lock.release()
+    filled.die(transaction)
     assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.ABORTED
     with pytest.raises(IntegrityError, match="gone"):
         transaction.commit(record.digest, lambda: None)
@@ -108,6 +111,7 @@ def test_committed_is_read_from_the_chain_without_the_lock(filled: Ground) -> No
     other.abort()
 
 
+@only_directory
 def test_a_decided_journal_is_committed_at_once(filled: Ground) -> None:
     filled.failpoints = CallAt(Step.REMOTE_DECIDED, die)
     transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
@@ -152,19 +156,19 @@ def test_without_the_lock_two_lose_a_file(filled: Ground, monkeypatch: pytest.Mo
 def test_a_stale_note_names_nobody_wrongly(filled: Ground) -> None:
     """A note that a killed holder left means nothing to the next, who writes its own."""
     left_prepared(filled, "tx-killed-01")
-    assert (filled.folder / LOCK_HOLDER).exists()
+    assert (filled.area / "lock.holder").exists()
     second = filled.begin(filled.open(), "tx-second-01")
     with pytest.raises(LockedError) as caught:
         filled.begin(filled.open(), "tx-third-001")
     assert caught.value.facts["txid"] == "tx-second-01"
     second.abort()
-    assert not (filled.folder / LOCK_HOLDER).exists()
+    assert not (filled.area / "lock.holder").exists()
 
 
 @pytest.mark.parametrize("note", [b"", b"garbage", b"[]", b'{"txid": 5}', b'{"pid": "x"}', b"\xff" * 9000])
 def test_a_damaged_note_is_only_a_poorer_message(filled: Ground, note: bytes) -> None:
     holder = filled.begin(filled.open())
-    (filled.folder / LOCK_HOLDER).write_bytes(note)
+    (filled.area / "lock.holder").write_bytes(note)
     lock_module_tries = lock_module._NOTE_TRIES
     try:
         lock_module._NOTE_TRIES = 1
@@ -268,6 +272,7 @@ class CountingTree(PosixTree):
         super().unlink(path)
 
 
+@only_directory
 def test_the_order_of_flushes(filled: Ground) -> None:
     """Staging is flushed before the journal, the journal before the decision, all of it before the reply."""
     tree = CountingTree(os.open(filled.folder, os.O_RDONLY | os.O_DIRECTORY))
@@ -290,6 +295,7 @@ def test_the_order_of_flushes(filled: Ground) -> None:
     assert log[gone + 1] == "flush .dsg"
 
 
+@only_directory
 def test_a_record_that_is_there_is_written_again(filled: Ground) -> None:
     """Who put it there may have died before it was flushed, and only what this process did is."""
     tree = CountingTree(os.open(filled.folder, os.O_RDONLY | os.O_DIRECTORY))
@@ -328,6 +334,7 @@ def failing(ground: Ground) -> FailingTree:
     return FailingTree(os.open(ground.folder, os.O_RDONLY | os.O_DIRECTORY))
 
 
+@only_directory
 def test_a_failed_flush_of_staging_aborts(filled: Ground) -> None:
     tree = failing(filled)
     tree.fail = lambda what: what == "flush"
@@ -337,6 +344,7 @@ def test_a_failed_flush_of_staging_aborts(filled: Ground) -> None:
     assert not (filled.folder / ".dsg" / "journal.prepared").exists()
 
 
+@only_directory
 def test_a_decision_whose_flush_fails_is_in_doubt(filled: Ground) -> None:
     """The rename is done, its durability unknown: neither committed nor aborted may be said."""
     tree = failing(filled)
@@ -352,6 +360,7 @@ def test_a_decision_whose_flush_fails_is_in_doubt(filled: Ground) -> None:
     assert tree_of(filled.folder)["a"] == b"new"
 
 
+@only_directory
 def test_a_decision_that_cannot_even_be_looked_at_is_in_doubt_and_keeps_what_it_stands_on(
     filled: Ground,
 ) -> None:
@@ -368,6 +377,7 @@ def test_a_decision_that_cannot_even_be_looked_at_is_in_doubt_and_keeps_what_it_
     assert tree_of(filled.folder)["a"] == b"new"
 
 
+@only_directory
 def test_a_decision_that_cannot_be_made_aborts(filled: Ground) -> None:
     tree = failing(filled)
     transaction, record = filled.prepare(filled.open(tree), {"a": b"new"}, txid="tx-fails-001")
@@ -381,6 +391,7 @@ def test_a_decision_that_cannot_be_made_aborts(filled: Ground) -> None:
     assert tree_of(filled.folder)["a"] == b"one"
 
 
+@only_directory
 @pytest.mark.parametrize(
     "what", ["move .dsg/head", "move .dsg/manifests/00000002", "flush", "move .dsg/records/00000002"]
 )
@@ -398,6 +409,7 @@ def test_a_failure_after_the_decision_is_finished_later(filled: Ground, what: st
 # Copies, and other folders.
 
 
+@only_directory
 def test_a_repository_copied_in_the_middle(filled: Ground, tmp_path: Path) -> None:
     import shutil
 
@@ -412,6 +424,7 @@ def test_a_repository_copied_in_the_middle(filled: Ground, tmp_path: Path) -> No
     assert tree_of(copy.folder)["a"] == b"one"
 
 
+@only_directory
 def test_a_copied_repository_works(filled: Ground, tmp_path: Path) -> None:
     import shutil
 
@@ -422,6 +435,7 @@ def test_a_copied_repository_works(filled: Ground, tmp_path: Path) -> None:
     assert tree_of(filled.folder)["a"] == b"one"
 
 
+@only_directory
 def test_no_nesting(filled: Ground) -> None:
     inner = Ground(filled.folder / "d" / "inner")
     with pytest.raises(DsgError, match="lies inside"):
@@ -440,6 +454,7 @@ def test_an_interrupted_init_can_be_repeated(tmp_path: Path, monkeypatch: pytest
 # Contents that need not be sent.
 
 
+@only_directory
 def test_an_executable_bit_needs_no_content(filled: Ground) -> None:
     repository = filled.open()
     transaction = filled.begin(repository)
