@@ -34,6 +34,7 @@ __all__ = ["ZfsFuse", "ZfsRoot", "zfs_fuse"]
 # <linux/sched.h>
 _CLONE_FS = 0x200
 _CLONE_NEWNS = 0x20000
+_MNT_DETACH = 2  # <sys/mount.h>
 _POOL_BYTES = 8 << 30  # sparse
 _COVERED = ("/run/zfs", "/run/lock/zfs", "/var/lib/zfs")
 _LIMIT = 30.0
@@ -113,8 +114,7 @@ class ZfsFuse:
         program = find_program("zfs-fuse")
         assert program is not None
         with self.entered():
-            for path in reversed(self._mounts()):
-                self._run("umount", "-l", path)  # of a daemon that is gone
+            self._forget_mounts()  # of a daemon that is gone
             again = self._image.exists()
             self._daemon = subprocess.Popen(
                 [program, "--no-daemon", "--no-kstat-mount"],
@@ -153,10 +153,15 @@ class ZfsFuse:
             self.kill()
         if self._namespace >= 0:
             with self.entered():
-                for path in reversed(self._mounts()):
-                    self._try("umount", "-l", path)
+                self._forget_mounts()
             os.close(self._namespace)
         self._log.close()
+
+    def _forget_mounts(self) -> None:
+        # The command umount looks at the folder first, which without a daemon is an error.
+        for path in reversed(self._mounts()):
+            _libc.umount2(os.fsencode(path), _MNT_DETACH)
+        assert not self._mounts()
 
     def _mounts(self) -> list[str]:
         """Where this pool's datasets are mounted, in the order of mounting."""

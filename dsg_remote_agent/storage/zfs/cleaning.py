@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 
+from dsg_remote_agent.storage.outside import examine
+from dsg_remote_agent.storage.statindex import StatIndex
 from dsg_remote_agent.storage.zfs.command import Trouble
 from dsg_remote_agent.storage.zfs.mounts import destroy, unmount
 from dsg_remote_agent.storage.zfs.names import base_snapshot
@@ -88,22 +90,31 @@ def _destroy_older(site: Site, generation: Generation, deadline: float, lock: in
     left = own_snapshots(site, name)
     if left:
         return f"{name} is kept: it has snapshots that are not DSG's ({', '.join(left[:3])})"
-    if _holds_more(generation):
+    if generation.holds_more and _differs(site, generation, deadline):
         return f"{name} is kept: somebody wrote to it after its snapshot; look at {generation.mountpoint}"
     if unmount(site.zfs, name, lock=lock, limit=_left(deadline)) is not Trouble.NONE:
         return ""
     # Only now nobody can write to it any more; what came since it was looked at must not be lost.
     again = site.survey().generations.get(generation.number)
-    if again is not None and not _holds_more(again):
-        destroy(site.zfs, name, lock=lock, limit=_left(deadline))
+    if again is not None and (again.used, again.written) == (generation.used, generation.written):
+        destroy(site.zfs, name, lock=lock, limit=_left(deadline), unmounted=True)
     elif again is not None:
         site.zfs.run("mount", name, lock=lock, limit=_left(deadline))
     return ""
 
 
-def _holds_more(generation: Generation) -> bool:
-    """Whether there is anything in it that its origin, a snapshot of the head, does not hold."""
-    return generation.unshared if generation.written is None else generation.written
+def _differs(site: Site, generation: Generation, deadline: float) -> bool:
+    """Whether what was written is still there: a file that came and went leaves only a trace."""
+
+    def tick() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError("it is looked at another time")
+
+    with site.view(generation) as view:
+        head = view.place.chain.head()
+        manifest = view.place.manifest(head, head.seq)
+        index = StatIndex.unknown(len(manifest))
+        return bool(examine(view.tree, manifest, index, note=lambda _: None, tick=tick).outside)
 
 
 def _left(deadline: float) -> float:

@@ -33,7 +33,7 @@ class Clone:
         number = max(survey.generations) + 1
         name = site.name_of(number)
         mountpoint = f"{survey.folder}/g{number}"
-        generation = Generation(number, name, origin, False, mountpoint, txid, seq, False, None, False)
+        generation = Generation(number, name, origin, False, mountpoint, txid, seq, False, None, "")
         own = ("-o", "canmount=noauto", "-o", f"dsg:txid={txid}", "-o", f"dsg:seq={seq}")
         answer = site.zfs.run("clone", *own, origin, name, lock=lock)
         if not answer.good and name not in _names(site):

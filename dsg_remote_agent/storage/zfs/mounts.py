@@ -84,13 +84,15 @@ def unmount(zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None
     return Trouble.NONE if answer.trouble is Trouble.MISSING else answer.trouble
 
 
-def destroy(zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None) -> Trouble:
+def destroy(
+    zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None, unmounted: bool = False
+) -> Trouble:
     """Unmount and destroy the one dataset ``name``, which has no snapshots; NONE too when it is gone.
 
     zfs-fuse lets go of a file system a moment after it was unmounted: a
     destroy that finds it busy is tried a few times more.
     """
-    trouble = unmount(zfs, name, lock=lock, limit=limit)
+    trouble = Trouble.NONE if unmounted else unmount(zfs, name, lock=lock, limit=limit)
     if trouble is not Trouble.NONE:
         return trouble
     for attempt in range(_TRIES):

@@ -37,8 +37,8 @@ class Generation(NamedTuple):
     ``txid`` and ``seq``: of the transaction that made it, as its own
     properties say; '' and -1 when they say nothing. ``read_only``: by its own
     property. ``written``: whether anything was written since its newest
-    snapshot, None when this ZFS cannot tell. ``unshared``: whether it holds
-    anything that its origin does not.
+    snapshot, None when this ZFS cannot tell. ``used``: the bytes that it shares
+    with no origin.
     """
 
     number: int
@@ -50,7 +50,12 @@ class Generation(NamedTuple):
     seq: int
     read_only: bool
     written: bool | None
-    unshared: bool
+    used: str
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether there may be anything in this clone that its origin does not hold."""
+        return self.used != "0" if self.written is None else self.written
 
     @property
     def origin_dataset(self) -> str:
@@ -181,5 +186,5 @@ def _generation(number: int, name: str, row: Row) -> Generation:
         # zfs-fuse shows what the mount table says, and "temporary" for a property that differs from it.
         read_only=row.get("readonly", ("", ""))[1] in ("local", "temporary"),
         written=None if _WRITTEN not in row else value(_WRITTEN) != "0",
-        unshared=value("used") != "0",
+        used=value("used"),
     )
