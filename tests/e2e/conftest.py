@@ -9,7 +9,9 @@ import pytest
 
 from tests.e2e.near import NearPeople, NearWorld
 from tests.e2e.world import People, World
+from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.sshd import ssh_host
+from tests.hosts.zfs_fuse import ZfsFuse
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +26,31 @@ MakeWorld = Callable[[], World]
 
 
 @pytest.fixture(scope="session")
+def zfs_people(zfs_host: ZfsFuse) -> Iterator[ZfsPeople]:
+    """The same behind an sshd that sees the tests' own ZFS."""
+    with zfs_host.entered(), ssh_host() as host:
+        host.install_agent()
+        yield ZfsPeople(host, zfs_host)
+
+
+@pytest.fixture(scope="session")
 def session_world(people: People, tmp_path_factory: pytest.TempPathFactory) -> MakeWorld:
     """Makes worlds that live as long as the test run, for others to be copied from."""
     return lambda: World(people, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(
+    scope="session",
+    params=["directory", pytest.param("zfs", marks=pytest.mark.needs("zfs-fuse", "root"))],
+)
+def either_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MakeWorld:
+    """The same for worlds of each backend; on ZFS everything happens in the namespace that sees it."""
+    if request.param == "directory":
+        made: MakeWorld = request.getfixturevalue("session_world")
+        return made
+    # It keeps this thread in its namespace until the end of the run.
+    people: ZfsPeople = request.getfixturevalue("zfs_people")
+    return lambda: ZfsWorld(people, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

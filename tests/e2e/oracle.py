@@ -15,7 +15,7 @@ import stat
 import struct
 import unicodedata
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,6 +237,7 @@ class Repository:
     live: Tree
     records: tuple[Record, ...]  # s0 first
     manifests: tuple[Manifest, ...]
+    older: Callable[[], Mapping[bytes, bytes]] = dict  # contents that are kept in another way, by digest
 
     @property
     def head(self) -> Record:
@@ -259,7 +260,7 @@ class Repository:
             digest = hashlib.sha256(content).digest()
             assert (path.parent.name, path.name) == (digest.hex()[:2], digest.hex()), f"{path} is damaged"
             found[digest] = content
-        return found
+        return found | self.older()
 
     def snapshot(self, seq: int) -> Tree:
         """The tree of an older snapshot, with its contents. KeyError when one of them is lost."""
@@ -304,11 +305,13 @@ class Repository:
         return self
 
 
-def read_repository(folder: Path) -> Repository:
+def read_repository(
+    folder: Path, backend: str = "directory", older: Callable[[], Mapping[bytes, bytes]] = dict
+) -> Repository:
     """R in the server's ``folder``; AssertionError when its files are not what the document says."""
     area = folder / AREA
     marker: dict[str, Any] = json.loads((area / "format").read_bytes())
-    assert (marker["format"], marker["kind"], marker["backend"]) == (1, "repository", "directory")
+    assert (marker["format"], marker["kind"], marker["backend"]) == (1, "repository", backend)
     assert not (area / "journal.decided").exists(), "a commit is still being carried out"
     head = json.loads((area / "head").read_bytes())
     records, manifests = [], []
@@ -322,7 +325,7 @@ def read_repository(folder: Path) -> Repository:
         records.append(record)
         manifests.append(read_manifest(_inflated((area / "manifests" / f"{seq:08d}").read_bytes())))
     assert (records[-1].digest, records[-1].txid) == (head["record"], head["txid"])
-    return Repository(folder, read_tree(folder), tuple(records), tuple(manifests))
+    return Repository(folder, read_tree(folder), tuple(records), tuple(manifests), older)
 
 
 def _inflated(stored: bytes) -> bytes:

@@ -203,14 +203,14 @@ BASES = 4
 
 
 @pytest.fixture(scope="module")
-def bases(seed: int, session_world: Callable[[], World]) -> list[Base]:
+def bases(seed: int, either_world: Callable[[], World]) -> list[Base]:
     """Three people in step, for each of a few trees: the world, the tree, and the paths to edit."""
     made = []
     for number in range(min(BASES, SCRIPTS)):
         rng = random.Random(f"{seed} base {number}")
         paths = paths_for(rng, 8)
         start = grow(rng, paths, 9)
-        world = session_world()
+        world = either_world()
         # Two of the three keep one connection for all their syncs, as ssh can: much quicker.
         for name in ("bob", "cat"):
             machine = world.people.machine(name)

@@ -80,9 +80,9 @@ def tree_at(letter: str) -> Tree:
 
 
 @pytest.fixture(scope="module")
-def bases(session_world: Callable[[], World]) -> dict[str, World]:
+def bases(either_world: Callable[[], World]) -> dict[str, World]:
     """Ann and bob in step: with every path at X, and with none of them."""
-    world = session_world()
+    world = either_world()
     ann = world.init("ann")
     ann.put_all(ANCHOR)
     ann.put("notes.txt", File(b"not in scope"))
@@ -244,10 +244,10 @@ def brought_to(client: Client, tree: Tree) -> None:
 
 
 @pytest.fixture(scope="module", params=["peaceful", "disputed"])
-def shaped(request: pytest.FixtureRequest, session_world: Callable[[], World]) -> tuple[list[Shape], World]:
+def shaped(request: pytest.FixtureRequest, either_world: Callable[[], World]) -> tuple[list[Shape], World]:
     """All shapes of one kind in one world, up to ann's own sync."""
     shapes = PEACEFUL if request.param == "peaceful" else DISPUTED
-    world = session_world()
+    world = either_world()
     ann = world.init("ann")
     brought_to(ann, gathered(shapes, "before"))
     ann.must("sync")

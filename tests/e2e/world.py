@@ -134,14 +134,18 @@ class World:
         """This world once more, as it is now, in another folder: much quicker than making it again."""
         copy = type(self)(self.people, folder)
         copy.origin = self
-        shutil.copytree(self.repository, copy.repository, symlinks=True)
+        self.copy_repository(copy)
         for key, client in self.clients.items():
             shutil.copytree(client.folder, folder / key, symlinks=True)
             settings = folder / key / ".dsgconfig.yml"
-            settings.write_text(settings.read_text().replace(str(self.repository), str(copy.repository)))
+            settings.write_text(settings.read_text().replace(self.address, copy.address))
             copy.clients[key] = Client(client.name, folder / key, client.machine, client.program)
             copy.clients[key].variables = dict(client.variables)
         return copy
+
+    def copy_repository(self, copy: Self) -> None:
+        """Make the repository of ``copy`` like this one."""
+        shutil.copytree(self.repository, copy.repository, symlinks=True)
 
     def remote(self) -> Repository:
         """R, read from the server's disk."""

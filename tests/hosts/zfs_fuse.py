@@ -187,6 +187,22 @@ class ZfsFuse:
         """Whether ``zfs WORDS`` fails."""
         return self._try("zfs", *words).returncode != 0
 
+    def send(self, snapshot: str, target: str) -> None:
+        """Copy a dataset with its snapshots up to this one to the new dataset ``target``."""
+        program = find_program("zfs")
+        assert program is not None
+        sender = subprocess.Popen([program, "send", "-R", snapshot], stdout=subprocess.PIPE, cwd="/")
+        done = subprocess.run(
+            [program, "recv", target],
+            stdin=sender.stdout,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LIMIT,
+            cwd="/",
+        )
+        assert sender.wait(_LIMIT) == 0 and done.returncode == 0, done.stderr
+
     def make_root(self, name: str) -> ZfsRoot:
         """A dataset for repositories, made as the administrator's guide says."""
         root = ZfsRoot(f"{self.pool}/{name}", self.mountpoint / name)

@@ -1,0 +1,113 @@
+"""A world whose repository is a dataset of the tests' own ZFS; the sshd and everybody's files are as ever."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from tests.e2e.oracle import File, Repository, read_repository, read_tree
+from tests.e2e.world import People, World
+from tests.hosts.sshd import SshHost
+from tests.hosts.zfs_fuse import ZfsFuse
+
+__all__ = ["ZfsPeople", "ZfsWorld"]
+
+_numbers = itertools.count()
+# What a snapshot holds, by its record's digest: that never changes, also not in a copy of the repository.
+_contents: dict[str, dict[bytes, bytes]] = {}
+
+
+class ZfsPeople(People):
+    """People who reach an sshd that sees ``zfs``."""
+
+    def __init__(self, host: SshHost, zfs: ZfsFuse) -> None:
+        super().__init__(host)
+        self.zfs = zfs
+
+
+class ZfsWorld(World):
+    """One repository on ZFS; be in the namespace that sees it."""
+
+    people: ZfsPeople
+
+    def __init__(self, people: ZfsPeople, folder: Path) -> None:
+        self.people = people
+        self.zfs = people.zfs
+        self.folder = folder
+        self.root = self.zfs.make_root(f"w{next(_numbers)}")
+        self.dataset = f"{self.root.dataset}/repo"
+        self.repository = self.root.folder / "repo"
+        self.clients = {}
+        self.origin = None
+
+    @property
+    def address(self) -> str:
+        return f"data-host:zfs:{self.dataset}"
+
+    def head(self) -> tuple[str, str]:
+        """The head's generation and snapshot, as in ``g4`` and ``s7``."""
+        value = self.zfs.zfs("get", "-H", "-o", "value", "dsg:head", self.dataset)
+        generation, _, rest = value.strip().partition("@")
+        return generation, rest.partition(":")[0]
+
+    def copy_repository(self, copy: Self) -> None:
+        zfs = self.zfs
+        generation, snapshot = self.head()
+        values = {
+            name: zfs.zfs("get", "-H", "-o", "value", name, self.dataset).strip()
+            for name in ("dsg:format", "dsg:repo-id", "dsg:head")
+        }
+        own = [word for name in ("dsg:format", "dsg:repo-id") for word in ("-o", f"{name}={values[name]}")]
+        zfs.zfs("create", "-o", "canmount=off", *own, copy.dataset)
+        outer = copy.root.folder / ".gen" / "repo"
+        outer.mkdir(exist_ok=True)
+        shutil.copytree(self.root.folder / ".gen" / "repo" / ".dsg", outer / ".dsg")
+        zfs.send(f"{self.dataset}/{generation}@{snapshot}", f"{copy.dataset}/{generation}")
+        copy.repository.symlink_to(f".gen/repo/{generation}")
+        zfs.zfs("set", f"dsg:head={values['dsg:head']}", copy.dataset)
+
+    def remote(self) -> Repository:
+        found: list[Repository] = []
+
+        def older() -> Mapping[bytes, bytes]:
+            contents: dict[bytes, bytes] = {}
+            for record in found[0].records:
+                contents |= self._snapshot(record.seq, record.digest)
+            return contents
+
+        found.append(read_repository(self.repository, "zfs", older))
+        assert not (self.root.folder / ".gen" / "repo" / ".dsg" / "lock.holder").exists()
+        return found[0]
+
+    def _snapshot(self, seq: int, record: str) -> dict[bytes, bytes]:
+        """The contents in a snapshot, by digest, read by way of a clone: zfs-fuse shows no snapshots."""
+        if record not in _contents:
+            import hashlib
+
+            listed = self.zfs.zfs("list", "-H", "-r", "-t", "snapshot", "-o", "name", self.dataset).split()
+            (name,) = [name for name in listed if name.endswith(f"@s{seq}")]
+            clone = f"{self.root.dataset}/look-{secrets.token_hex(4)}"
+            self.zfs.zfs("clone", name, clone)
+            tree = read_tree(self.root.folder / ".gen" / clone.rpartition("/")[2])
+            files = [version.content for version in tree.values() if isinstance(version, File)]
+            _contents[record] = {hashlib.sha256(content).digest(): content for content in files}
+            for attempt in range(10):
+                time.sleep(0.02 * attempt)
+                if not self.zfs.fails("destroy", clone):
+                    break
+        return _contents[record]
+
+    def settled(self) -> None:
+        """Assert that housekeeping has left one generation, to which the link leads."""
+        generation, _ = self.head()
+        deadline = time.monotonic() + 20
+        while (names := self.zfs.datasets(self.root)) != [self.dataset, f"{self.dataset}/{generation}"]:
+            assert time.monotonic() < deadline, names
+            time.sleep(0.1)
+        assert os.readlink(self.repository) == f".gen/repo/{generation}"
