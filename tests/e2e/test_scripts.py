@@ -7,8 +7,9 @@ to in the model (:func:`tests.e2e.model.merge`): every exit status, L and C of
 everybody, R, and who made which snapshot. Then everybody syncs until all are
 in step, and the trees are equal, and the model's.
 
-``DSG_SEED=N`` replays a run (as ``--seed N`` does), ``-k 'script[17]'`` one
-script of it; ``DSG_SCRIPTS=20`` runs fewer.
+``DSG_SEED=N`` replays a run (as ``--seed N`` does), ``-k 'script[directory-17]'`` one
+script of it (``'script[zfs-3]'`` on ZFS); ``DSG_SCRIPTS=20`` runs fewer, and
+``DSG_ZFS_SCRIPTS=100`` more on ZFS.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from tests.e2e.edits import KINDS, Step, edit, grow, paths_for
 from tests.e2e.model import merge
 from tests.e2e.oracle import Tree, digests
 from tests.e2e.world import Ended, World
+from tests.e2e.zfs import ZfsWorld
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen", "ssh")]
 
 SCRIPTS = int(os.environ.get("DSG_SCRIPTS", "100"))
+ZFS_SCRIPTS = int(os.environ.get("DSG_ZFS_SCRIPTS", "20"))
 NAMES = ("ann", "bob", "cat")
 LOCKED = 5
 AT_ONCE = 2  # scripts; each has up to three syncs under way
@@ -233,6 +236,7 @@ def played(
 ) -> Iterator[Played]:
     """The selected scripts, played ahead of the tests that wait for them, a few at once."""
     folder = tmp_path_factory.mktemp("scripts")
+    backend = "zfs" if isinstance(bases[0][0], ZfsWorld) else "directory"
 
     def play(number: int) -> Tally:
         world, start, paths = bases[number % len(bases)]
@@ -240,12 +244,13 @@ def played(
         try:
             return script.play()
         except BaseException as error:
-            again = f"DSG_SEED={seed} pytest {Path(__file__).name} -k 'script[{number}]'"
+            again = f"DSG_SEED={seed} pytest {Path(__file__).name} -k 'script[{backend}-{number}]'"
             error.add_note("\n".join([*script.told, f"to play this again: {again}"]))
             raise
 
     items = [item for item in request.session.items if item.path == request.path]
-    numbers = [int(item.name.partition("[")[2][:-1]) for item in items]
+    params = [item.callspec.params for item in items]  # type: ignore[attr-defined]
+    numbers = [found["number"] for found in params if found["either_world"] == backend]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {number: pool.submit(play, number) for number in numbers}
         pool.shutdown(cancel_futures=True)
@@ -267,6 +272,14 @@ def tally() -> Iterator[Tally]:
     assert tally.moved_heads + tally.statuses[LOCKED] >= 10
 
 
-@pytest.mark.parametrize("number", range(SCRIPTS))
+@pytest.mark.parametrize(
+    ("either_world", "number"),
+    [("directory", number) for number in range(SCRIPTS)]
+    + [
+        pytest.param("zfs", number, marks=pytest.mark.needs("zfs-fuse", "root"))
+        for number in range(min(SCRIPTS, ZFS_SCRIPTS))
+    ],
+    indirect=["either_world"],
+)
 def test_script(number: int, played: Played, tally: Tally) -> None:
     tally.add(played[number].result())
