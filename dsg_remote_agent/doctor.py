@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dsg_remote_agent.lock import read_holder
+from dsg_remote_agent.places import is_dataset
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.layout import AREA, LOCK, RESCUED, STAGING, TMP
-from protocol.errors import DsgError
+from protocol.errors import ConfigError, DsgError
 from protocol.messages import Check
 from protocol.paths import escape
 from protocol.tree.posix import PosixTree
@@ -36,7 +37,9 @@ def examine_server(agent: Agent, path: str) -> Iterator[Check]:
         f"{agent.policy.role.value}, "
         + (f"only in {', '.join(agent.policy.roots.roots)}" if agent.policy.roots.roots else "any folder"),
     )
-    if path:
+    if is_dataset(path):
+        yield from _dataset(agent, path)
+    elif path:
         yield from _repository(agent, path)
 
 
@@ -110,6 +113,41 @@ def _repository(agent: Agent, path: str) -> Iterator[Check]:
         yield from _contents(agent, tree, path)
     finally:
         tree.close()
+
+
+def _dataset(agent: Agent, path: str) -> Iterator[Check]:
+    """The repository in a dataset, or what keeps it from being there."""
+    from dsg_remote_agent.storage.zfs.command import Zfs
+    from dsg_remote_agent.storage.zfs.doctor import examine_zfs
+    from dsg_remote_agent.storage.zfs.repository import ZfsRepository
+
+    dataset = path.removeprefix("zfs:")
+    try:
+        zfs = Zfs.find()
+    except DsgError as error:
+        yield _check("zfs", False, error.message, error.hint)
+        return
+    try:
+        repository = ZfsRepository(zfs, dataset, agent.now, agent.failpoints, agent.machine)
+    except (OSError, DsgError) as error:
+        for finding in examine_zfs(zfs, dataset, None):
+            yield _check(*finding)
+        if not isinstance(error, ConfigError):
+            yield _check("repository", False, str(error), getattr(error, "hint", "") or "see the agent's log")
+        return
+    try:
+        for finding in examine_zfs(zfs, dataset, repository):
+            yield _check(*finding)
+        _, record, _ = repository.head()
+        yield _check(
+            "repository", True, f"{repository.repo_id} at snapshot s{record.seq}, {record.entries:,} entries"
+        )
+        yield _space(repository.site.outer)
+        yield from _locks(repository.site.outer)
+    except (OSError, DsgError) as error:
+        yield _check("repository", False, str(error), getattr(error, "hint", "") or "see the agent's log")
+    finally:
+        repository.close()
 
 
 def _sharing(path: str) -> Check:

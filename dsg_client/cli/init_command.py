@@ -39,7 +39,8 @@ def command(
 ) -> None:
     """Make an empty repository at REMOTE and connect this folder with it.
 
-    REMOTE is [user@]host:/path, or /path for this machine. Nothing is
+    REMOTE is [user@]host:/path or [user@]host:zfs:pool/dataset, or the same
+    without a host for this machine. Nothing is
     uploaded: 'dsg status' then shows what the first 'dsg sync' would send.
     Synced are the folders named input, output and frozen, anywhere below here,
     unless --data-dir says otherwise. Inside a git work tree they are added to

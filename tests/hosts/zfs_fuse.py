@@ -55,7 +55,8 @@ class ZfsFuse:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pool = f"dsgt{secrets.token_hex(3)}"
-        self.mountpoint = folder / "pool"
+        # Not in the pool itself: zfs-fuse cannot read a link any more that is just being replaced.
+        self.mountpoint = folder / "srv"
         self._image = folder / "pool.img"
         self._log = (folder / "daemon.log").open("ab")
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -134,7 +135,7 @@ class ZfsFuse:
             else:
                 with self._image.open("wb") as image:
                     image.truncate(_POOL_BYTES)
-                self.zpool("create", "-m", str(self.mountpoint), self.pool, str(self._image))
+                self.zpool("create", "-m", "none", self.pool, str(self._image))
 
     @property
     def pid(self) -> int | None:

@@ -15,6 +15,7 @@ SCRIPT = """\
 read n < {folder}/count; n=$((n + 1)); echo $n > {folder}/count
 echo "$*" >> {folder}/log
 if [ -e {folder}/before-$n ]; then kill -9 $PPID; exit 1; fi
+if [ -e {folder}/busy-$1 ]; then echo "cannot $1 '$2': dataset is busy" >&2; exit 1; fi
 if [ -e {folder}/fails-$n ]; then cat {folder}/fails-$n >&2; exit 1; fi
 {zfs} "$@"
 status=$?
@@ -45,12 +46,22 @@ class ZfsWrapper:
         """Begin counting at 1. ``before``, ``after``: kill the agent around that command; ``fails``,
         ``lies``: it fails with this text, without or with having been carried out.
         """
+        self.free()
         for old in self.folder.glob("*-*"):
             old.unlink()
         (self.folder / "count").write_text("0\n")
         (self.folder / "log").write_text("")
         for kind, (number, text) in points.items():
             (self.folder / f"{kind}-{number}").write_text(f"{text}\n")
+
+    def busy(self, command: str) -> None:
+        """Let every such command find its dataset busy from now on."""
+        (self.folder / f"busy-{command}").touch()
+
+    def free(self) -> None:
+        """Nothing is busy any more."""
+        for old in self.folder.glob("busy-*"):
+            old.unlink()
 
     def commands(self) -> list[list[str]]:
         """The words of each command since the last reset."""

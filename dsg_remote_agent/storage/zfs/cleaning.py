@@ -90,17 +90,28 @@ def _destroy_older(site: Site, generation: Generation, deadline: float, lock: in
     left = own_snapshots(site, name)
     if left:
         return f"{name} is kept: it has snapshots that are not DSG's ({', '.join(left[:3])})"
+    kept = f"{name} is kept: somebody wrote to it after its snapshot; look at {generation.mountpoint}"
     if generation.holds_more and _differs(site, generation, deadline):
-        return f"{name} is kept: somebody wrote to it after its snapshot; look at {generation.mountpoint}"
+        return kept
     if unmount(site.zfs, name, lock=lock, limit=_left(deadline)) is not Trouble.NONE:
         return ""
     # Only now nobody can write to it any more; what came since it was looked at must not be lost.
-    again = site.survey().generations.get(generation.number)
-    if again is not None and (again.used, again.written) == (generation.used, generation.written):
+    again = _look_again(site, generation, lock)
+    if again is None:
+        return ""
+    if (again.used, again.written) == (generation.used, generation.written):
         destroy(site.zfs, name, lock=lock, limit=_left(deadline), unmounted=True)
-    elif again is not None:
-        site.zfs.run("mount", name, lock=lock, limit=_left(deadline))
-    return ""
+        return ""
+    site.zfs.run("mount", name, lock=lock, limit=_left(deadline))
+    return kept if _differs(site, again, deadline) else ""
+
+
+def _look_again(site: Site, generation: Generation, lock: int) -> Generation | None:
+    """The generation as it is now, with what was written up to its unmounting; None when it is gone."""
+    if generation.written is None:
+        # What such a ZFS tells of space is of its last transaction group. Changing a property ends one.
+        site.zfs.run("set", "readonly=on", generation.name, lock=lock)
+    return site.survey().generations.get(generation.number)
 
 
 def _differs(site: Site, generation: Generation, deadline: float) -> bool:

@@ -57,7 +57,9 @@ class Clone:
         # zfs-fuse mounts it anew for that, which an open descriptor would prevent. It comes before the
         # snapshot, so that nothing is left to be done after the decision.
         self.tree.close()
-        site.zfs.must("set", "canmount=on", name, lock=lock, shown=site.shown)
+        answer = site.zfs.run("set", "canmount=on", name, lock=lock)
+        if not answer.good and _canmount(site, name) != "on":
+            raise failure(answer, site.shown, f"letting {name} be mounted")
         site.zfs.must("snapshot", f"{name}@{snapshot(seq)}", lock=lock, shown=site.shown)
         # People will be led to it: it must be mounted.
         fd = open_root(site.zfs, name, self.generation.mountpoint, mounted=False, lock=lock, shown=site.shown)
@@ -83,6 +85,10 @@ class Clone:
         """Close and destroy it; what is in use stays for the next recovery, and cannot be committed."""
         self.close()
         destroy_uncommitted(self._site, self.generation, lock)
+
+
+def _canmount(site: Site, name: str) -> str:
+    return site.zfs.must("get", "-H", "-o", "value", "canmount", name, shown=site.shown).strip()
 
 
 def _names(site: Site) -> set[str]:

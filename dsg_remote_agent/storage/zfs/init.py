@@ -80,6 +80,10 @@ def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
     inherited = os.path.basename(mountpoint) == GENERATIONS
     folder = f"{mountpoint}/{name}" if inherited else f"{mountpoint}/{GENERATIONS}/{name}"
     found = _properties(zfs, dataset, "dsg:format", "dsg:repo-id", "dsg:head", "mountpoint")
+    if found is not None and not found["dsg:format"]:
+        raise _in_use(dataset, "a dataset that is not DSG's is there")
+    if found is not None and found["dsg:head"]:
+        raise _in_use(dataset, "a repository is there already")
     _refuse_taken(link_path(folder, name), ours=found is not None)
     if found is None:
         own = ["dsg:format=1", f"dsg:repo-id={marker.repo_id}", "canmount=off", *_FIXED]
@@ -94,10 +98,6 @@ def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
         for prop, value in _WANTED:
             _prefer(zfs, dataset, prop, value)
         return folder
-    if not found["dsg:format"]:
-        raise _in_use(dataset, "a dataset that is not DSG's is there")
-    if found["dsg:head"]:
-        raise _in_use(dataset, "a repository is there already")
     return found["mountpoint"]
 
 

@@ -45,9 +45,7 @@ def open_root(zfs: Zfs, name: str, mountpoint: str, *, mounted: bool, lock: int 
         os.close(fd)
         fd = None
     if fd is None:
-        answer = zfs.run("mount", name, lock=lock)
-        if not answer.good and answer.trouble is not Trouble.EXISTS:
-            raise failure(answer, shown, f"mounting {name}")
+        _mount(zfs, name, lock, shown)
         fd = os.open(mountpoint, _FOLDER)
     try:
         found = mounted_dataset(fd)
@@ -60,6 +58,17 @@ def open_root(zfs: Zfs, name: str, mountpoint: str, *, mounted: bool, lock: int 
         os.close(fd)
         raise
     return fd
+
+
+def _mount(zfs: Zfs, name: str, lock: int | None, shown: str) -> None:
+    """Mount it; zfs-fuse calls a file system busy for a moment after it was unmounted."""
+    for attempt in range(_TRIES):
+        time.sleep(_DELAY_S * attempt)
+        answer = zfs.run("mount", name, lock=lock)
+        if answer.good or answer.trouble is Trouble.EXISTS:
+            return
+        if answer.trouble is not Trouble.BUSY or attempt + 1 == _TRIES:
+            raise failure(answer, shown, f"mounting {name}")
 
 
 def _open(mountpoint: str) -> int | None:

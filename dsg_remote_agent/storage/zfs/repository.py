@@ -15,7 +15,7 @@ from dsg_remote_agent.storage.statindex import file_clock
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Zfs
 from dsg_remote_agent.storage.zfs.reading import SnapshotFiles
-from dsg_remote_agent.storage.zfs.settling import settle
+from dsg_remote_agent.storage.zfs.settling import refuse_too_many, settle
 from dsg_remote_agent.storage.zfs.site import Site, View
 from dsg_remote_agent.storage.zfs.standing import Standing
 from dsg_remote_agent.storage.zfs.survey import Survey, take_survey
@@ -48,47 +48,47 @@ class ZfsRepository:
     ) -> None:
         """Open the repository in ``dataset``; ConfigError when there is none, or its folder is not there."""
         survey = take_survey(zfs, dataset)
-        self._site = Site(zfs, dataset, survey.folder, open_outer(survey), now, failpoints, machine)
+        self.site = Site(zfs, dataset, survey.folder, open_outer(survey), now, failpoints, machine)
         self.repo_id = survey.repo_id
         try:
-            _, view, _ = self._site.head()
+            _, view, _ = self.site.head()
             with view:
                 self.algorithm = view.place.marker.algorithm
         except BaseException:
-            self._site.outer.close()
+            self.site.outer.close()
             raise
         self._ahead: Look | None = None
 
     @property
     def settings(self) -> str:
-        _, view, _ = self._site.head()
+        _, view, _ = self.site.head()
         with view:
-            return read_settings(view.tree, self._site.shown)
+            return read_settings(view.tree, self.site.shown)
 
     def close(self) -> None:
-        self._site.outer.close()
+        self.site.outer.close()
 
     def head(self) -> tuple[bytes, SnapshotRecord, bool]:
-        _, view, head = self._site.head()
+        _, view, head = self.site.head()
         view.close()
         return head.raw, head.record, False
 
     def holds(self, digest: str) -> bool:
-        _, view, head = self._site.head()
+        _, view, head = self.site.head()
         with view:
             return view.place.chain.holds(head, digest)
 
     def records(self, first: int, last: int) -> list[bytes]:
-        _, view, head = self._site.head()
+        _, view, head = self.site.head()
         with view:
             return view.place.chain.range(head, first, last)
 
     def reader(self, seq: int | None) -> SnapshotFiles:
-        return SnapshotFiles(self._site, seq)
+        return SnapshotFiles(self.site, seq)
 
     def find_outside(self, notice: Notice, skip: int = 0) -> OutsideChanges:
         """Compare the head's generation with its manifest. Nothing that syncs do shows there."""
-        _, view, head = self._site.head()
+        _, view, head = self.site.head()
         with view:
             place = view.place
             manifest = place.manifest(head, head.seq)
@@ -97,17 +97,17 @@ class ZfsRepository:
 
     def examine(self, tick: Callable[[], None]) -> None:
         self._ahead = None
-        survey, view, _ = self._site.head()
+        survey, view, _ = self.site.head()
         with view:
             if survey.current().written is None:
                 self._ahead = look_ahead(view.place, tick)
 
     def recover(self, claim: Claim) -> list[str]:
         with self._locked(claim) as held:
-            return settle(self._site, held.fileno())
+            return settle(self.site, held.fileno())
 
     def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> ZfsTransaction:
-        site = self._site
+        site = self.site
         held = take(site.outer, claim, site.shown, site.now)
         try:
             site.failpoints.reach(Step.REMOTE_LOCKED)
@@ -115,6 +115,7 @@ class ZfsRepository:
             notes = settle(site, lock)
             survey, view, head = site.head(lock)
             try:
+                refuse_too_many(survey, site.shown)
                 if head.digest != base:
                     raise head_moved(site.shown, head, base)
                 transaction = self._begin(held, survey, view, head, notes, notice, adopt=adopt)
@@ -142,7 +143,7 @@ class ZfsRepository:
         *,
         adopt: bool,
     ) -> ZfsTransaction:
-        site, lock = self._site, held.fileno()
+        site, lock = self.site, held.fileno()
         look, clock_ns = self._look(survey, view, head, notes, notice, adopt=adopt)
         outside = look.seen.outside
         if (outside.modified or outside.deleted) and not adopt:
@@ -175,7 +176,7 @@ class ZfsRepository:
         return ahead, keep_index(place, ahead)
 
     def committed(self, txid: str, seq: int | None) -> bytes | None:
-        _, view, head = self._site.head()
+        _, view, head = self.site.head()
         with view:
             return view.place.chain.committed(txid, head.seq if seq is None else seq)
 
@@ -186,14 +187,14 @@ class ZfsRepository:
         try:
             with self._locked(claim) as held:
                 # Settling destroys whatever this transaction prepared: it cannot commit any more.
-                settle(self._site, held.fileno())
+                settle(self.site, held.fileno())
                 raw = self.committed(claim.txid, seq)
         except LockedError:
             # It may have committed between the two looks.
             raw = self.committed(claim.txid, seq)
             if raw is not None:
                 return Outcome.COMMITTED, raw
-            holder = read_holder(self._site.outer)
+            holder = read_holder(self.site.outer)
             if holder is not None and holder.txid == claim.txid:
                 return Outcome.RUNNING, b""
             raise
@@ -201,7 +202,7 @@ class ZfsRepository:
 
     @contextmanager
     def _locked(self, claim: Claim) -> Iterator[Held]:
-        held = take(self._site.outer, claim, self._site.shown, self._site.now)
+        held = take(self.site.outer, claim, self.site.shown, self.site.now)
         try:
             yield held
         finally:

@@ -15,17 +15,14 @@ from dsg_remote_agent.storage.zfs.survey import Generation, Survey
 from protocol.errors import RemoteStorageError
 from protocol.transaction import Step
 
-__all__ = ["MOST_UNPROMOTED", "destroy_uncommitted", "settle"]
+__all__ = ["MOST_UNPROMOTED", "destroy_uncommitted", "refuse_too_many", "settle"]
 
 MOST_UNPROMOTED = 16
 _BASE = base_snapshot("")
 
 
 def settle(site: Site, lock: int) -> list[str]:
-    """Undo what was not decided, finish what was: mount, link, promote, clean. Notes on it, for people.
-
-    RemoteStorageError when the head stands on more generations than may be.
-    """
+    """Undo what was not decided, finish what was: mount, link, promote, clean. Notes on it, for people."""
     survey, view, _ = site.head(lock)
     with view:
         undecided = _undecided(survey, view.place.chain)
@@ -45,7 +42,6 @@ def settle(site: Site, lock: int) -> list[str]:
     destroy_readers(site, survey, lock)
     if len(survey.generations) - len(undecided) > 1:
         notes += clean(site)
-        _refuse_too_many(site)
         site.failpoints.reach(Step.REMOTE_PUBLISHED)
     if undecided or current.read_only:
         _destroy_bases(site, current, lock)
@@ -89,8 +85,8 @@ def _destroy_bases(site: Site, current: Generation, lock: int) -> None:
             site.zfs.run("destroy", f"{current.name}@{left}", lock=lock)
 
 
-def _refuse_too_many(site: Site) -> None:
-    survey = site.survey()
+def refuse_too_many(survey: Survey, shown: str) -> None:
+    """RemoteStorageError, with who is in the way, when the head stands on as many generations as may be."""
     ancestors = survey.ancestors()
     if len(ancestors) < MOST_UNPROMOTED:
         return
@@ -99,7 +95,7 @@ def _refuse_too_many(site: Site) -> None:
     )
     who = "; in use by " + ", ".join(found[:5]) if found else ""
     raise RemoteStorageError(
-        f"{site.shown} has {len(ancestors)} older generations that could not be promoted{who}",
+        f"{shown} has {len(ancestors)} older generations that could not be promoted{who}",
         hint="end what uses an old snapshot ('zfs send', a program in .zfs/snapshot), then: dsg recover",
         facts={"holders": found, "generations": [generation.name for generation in ancestors]},
     )

@@ -1,24 +1,390 @@
-"""The ZFS backend, closely."""
+"""The ZFS backend, closely; and each of its safety mechanisms taken away, to see that it is missed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dsg_remote_agent.storage.base import Outcome
+from dsg_remote_agent.storage.zfs import cleaning, deciding, repository, standing
+from dsg_remote_agent.storage.zfs.command import Answer, Trouble, Zfs
+from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number, parse_dataset
+from dsg_remote_agent.storage.zfs.standing import Standing
+from protocol.errors import DsgError, IntegrityError, LockedError, RemoteStorageError, UsageError
+from protocol.transaction import Step
 from tests.agent.client import tree_of
-from tests.agent.storage.ground import ZfsGround
+from tests.agent.storage.ground import CallAt, ZfsGround, claim
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]
+zfs = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]
 
 
+def on_zfs(test: Any) -> Any:
+    for mark in zfs:
+        test = mark(test)
+    return test
+
+
+@pytest.fixture
+def filled(zfs_ground: ZfsGround) -> ZfsGround:
+    zfs_ground.sync({"a": b"one", "d/b": b"two"})
+    return zfs_ground
+
+
+# Names and answers; these need no ZFS.
+
+
+def test_the_heads_value_reads_back() -> None:
+    value = HeadValue(124, 131, "tx-0123456789", "sha256:" + "0" * 64)
+    assert str(value) == f"g124@s131:tx-0123456789:sha256:{'0' * 64}"
+    assert HeadValue.parse(str(value), "x") == value
+    first = HeadValue(0, 0, "", "sha256:" + "0" * 64)
+    assert HeadValue.parse(str(first), "x") == first
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "-", "g1", "g1@s1", "g1@s1:tx:", "g01@s1:tx:sha256:00", "g1@s1:t x:sha256:00", "g1@s-1:t:x:y"],
+)
+def test_a_damaged_value_is_no_head(text: str) -> None:
+    with pytest.raises(IntegrityError, match="damaged"):
+        HeadValue.parse(text, "tank/x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tank", "", "/tank/x", "tank/x/", "tank//x", "tank/x@s", "tank/x#b", "tank/-r", "-r/x", "tank/.."),
+        *("tank/x y", "tank/x\ny", "tank/x%", "tank/ü", "tank/" + "x" * 65, "tank/" + "x/" * 120 + "y"),
+    ],
+)
+def test_what_is_no_dataset(name: str) -> None:
+    with pytest.raises(UsageError):
+        parse_dataset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("p/r/g0", 0), ("p/r/g12", 12), ("p/r/g", None), ("p/g01", None)]
+)
+def test_the_number_of_a_generation(name: str, number: int | None) -> None:
+    assert generation_number(name) == number
+
+
+@pytest.mark.parametrize(
+    ("said", "trouble"),
+    [
+        ("cannot unmount '/x': pool or dataset is busy", Trouble.BUSY),
+        ("umount: /x: target is busy.", Trouble.BUSY),
+        ("cannot create 'x': permission denied", Trouble.DENIED),
+        ("filesystem successfully created, but it may only be mounted by root", Trouble.DENIED),
+        ("cannot promote 'x': not a cloned filesystem", Trouble.NO_ORIGIN),
+        ("cannot open 'x': dataset does not exist", Trouble.MISSING),
+        ("cannot create snapshot 'x': out of space", Trouble.FULL),
+        ("cannot mount 'x': encryption key not loaded", Trouble.KEY),
+        ("bad property list: invalid property 'written'", Trouble.LACKING),
+        ("cannot destroy 'x': filesystem has children", Trouble.HAS_CHILDREN),
+        ("The ZFS modules are not loaded.", Trouble.ABSENT),
+        ("something new", Trouble.OTHER),
+    ],
+)
+def test_what_a_command_complains_of(said: str, trouble: Trouble) -> None:
+    assert Answer(("x",), 1, "", said).trouble is trouble
+    assert Answer(("x",), 0, "", said).trouble is Trouble.NONE
+    assert Answer(("x",), None, "", said).trouble is Trouble.TIMEOUT
+
+
+def test_a_command_that_hangs_is_given_up(tmp_path: Path) -> None:
+    program = tmp_path / "zfs"
+    program.write_text("#!/bin/sh\nsleep 60\n")
+    program.chmod(0o755)
+    began = time.monotonic()
+    assert Zfs(str(program)).run("get", limit=0.2).trouble is Trouble.TIMEOUT
+    assert time.monotonic() - began < 5
+
+
+# One sync
+
+
+@on_zfs
 def test_syncs_leave_one_generation(zfs_ground: ZfsGround) -> None:
     for n in range(6):
-        t = time.perf_counter()
         zfs_ground.sync({"a": b"%d" % n, f"d/{n}": b"x"}, ["d/0"] if n == 3 else [])
-        print("sync", time.perf_counter() - t)
     assert tree_of(zfs_ground.folder) == {"a": b"5", **{f"d/{n}": b"x" for n in (1, 2, 3, 4, 5)}}
     assert zfs_ground.generations() == ["g6"]
     assert zfs_ground.snapshots() == [f"g6@s{n}" for n in range(7)]
     assert os.readlink(zfs_ground.folder) == ".gen/repo/g6"
+
+
+@on_zfs
+def test_nobody_sees_the_change_before_the_decision(filled: ZfsGround) -> None:
+    seen: list[Any] = []
+    filled.failpoints = CallAt(Step.REMOTE_CHECKED, lambda: seen.append(tree_of(filled.folder)))
+    filled.sync({"a": b"new"}, ["d/b"])
+    assert seen == [{"a": b"one", "d/b": b"two"}]
+    assert tree_of(filled.folder) == {"a": b"new"}
+
+
+@on_zfs
+def test_strays_go_along(filled: ZfsGround) -> None:
+    (filled.folder / "notes.txt").write_bytes(b"somebody's")
+    filled.sync({"a": b"new"})
+    assert tree_of(filled.folder) == {"a": b"new", "d/b": b"two", "notes.txt": b"somebody's"}
+    filled.sync({"a": b"newer"})
+    assert (filled.folder / "notes.txt").read_bytes() == b"somebody's"
+    assert not [name for name in filled.snapshots() if "base" in name]
+    assert filled.generations() == ["g3"]
+
+
+def cloned_as_it_was(self: Standing, *_: object) -> str:
+    return f"{self._view.generation.name}@s{self._head.seq}"
+
+
+@on_zfs
+def test_without_a_snapshot_of_its_own_they_are_left_behind(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: cloned from the head's snapshot, the new tree lacks what was added since."""
+    monkeypatch.setattr(
+        Standing, "origin", lambda self, *_: f"{self._view.generation.name}@s{self._head.seq}"
+    )
+    monkeypatch.setattr(Standing, "check", lambda *_: None)
+    (filled.folder / "notes.txt").write_bytes(b"somebody's")
+    filled.sync({"a": b"new"})
+    assert not (filled.folder / "notes.txt").exists()
+    # And that is where the next mechanism holds: the old tree, which has it, is not destroyed.
+    assert (filled.area.parent / "g1" / "notes.txt").read_bytes() == b"somebody's"
+
+
+@on_zfs
+def test_without_that_either_they_are_gone(filled: ZfsGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Standing, "origin", lambda self, *_: f"{self._view.generation.name}@s{self._head.seq}"
+    )
+    monkeypatch.setattr(Standing, "check", lambda *_: None)
+    monkeypatch.setattr(cleaning, "_differs", lambda *_: False)
+    (filled.folder / "notes.txt").write_bytes(b"somebody's")
+    filled.sync({"a": b"new"})
+    assert not list(filled.area.parent.rglob("notes.txt"))
+
+
+# The old head stands still.
+
+
+@on_zfs
+def test_nobody_writes_to_the_old_head_at_the_decision(filled: ZfsGround) -> None:
+    refused: list[OSError] = []
+
+    def write() -> None:
+        try:
+            (filled.folder / "a").write_bytes(b"a moment too late")
+        except OSError as error:
+            refused.append(error)
+
+    filled.failpoints = CallAt(Step.REMOTE_CHECKED, write)
+    filled.sync({"d/b": b"new"})
+    assert len(refused) == 1 and "Read-only" in str(refused[0])
+    assert tree_of(filled.folder) == {"a": b"one", "d/b": b"new"}
+
+
+@on_zfs
+def test_without_the_freeze_an_edit_vanishes_from_sight(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: it succeeds, and the head that people are then led to does not have it."""
+    monkeypatch.setattr(standing, "freeze", lambda *_: None)
+    filled.failpoints = CallAt(
+        Step.REMOTE_CHECKED, lambda: (filled.folder / "a").write_bytes(b"a moment too late")
+    )
+    filled.sync({"d/b": b"new"})
+    assert tree_of(filled.folder)["a"] == b"one"
+    assert (filled.area.parent / "g1" / "a").read_bytes() == b"a moment too late"
+
+
+@on_zfs
+def test_a_freeze_that_does_nothing_is_noticed(filled: ZfsGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Zfs.run
+
+    def no_read_only(self: Zfs, *words: str, **options: Any) -> Answer:
+        if words[:2] == ("set", "readonly=on"):
+            return Answer(words, 0, "", "")
+        return original(self, *words, **options)
+
+    monkeypatch.setattr(Zfs, "run", no_read_only)
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"})
+    with pytest.raises(RemoteStorageError, match="read-only"):
+        transaction.commit(record.digest, lambda: None)
+    transaction.abort()
+    assert tree_of(filled.folder)["a"] == b"one" and filled.generations() == ["g1"]
+
+
+# The fence, and the decision.
+
+
+@on_zfs
+def test_without_the_fence_an_aborted_transaction_can_commit(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: an outcome that does not settle first says "aborted", and then it commits after all."""
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
+    fcntl.flock(transaction._held.fileno(), fcntl.LOCK_UN)
+    monkeypatch.setattr(repository, "settle", lambda *_: [])
+    assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.ABORTED
+    transaction.commit(record.digest, lambda: None)
+    assert tree_of(filled.folder)["a"] == b"new", "aborted was a lie: this is what the fence prevents"
+
+
+@on_zfs
+def test_with_the_fence_it_cannot_even_while_somebody_looks_into_it(filled: ZfsGround) -> None:
+    """The clone is in use and cannot be destroyed; its snapshot can, and without that nothing commits."""
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
+    fcntl.flock(transaction._held.fileno(), fcntl.LOCK_UN)
+    inside = os.open(filled.area.parent / "g2", os.O_RDONLY)
+    try:
+        assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.ABORTED
+        with pytest.raises(IntegrityError, match="gone"):
+            transaction.commit(record.digest, lambda: None)
+    finally:
+        os.close(inside)
+        transaction.abort()
+    assert tree_of(filled.folder)["a"] == b"one"
+    filled.sync({"a": b"later"})
+    assert len(filled.generations()) == 1 and tree_of(filled.folder)["a"] == b"later"
+
+
+@on_zfs
+def test_a_decision_that_cannot_be_told_is_in_doubt(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command hangs: neither committed nor aborted may be said, and nothing is undone."""
+    original = Zfs.run
+
+    def hangs(self: Zfs, *words: str, **options: Any) -> Answer:
+        if words[0] == "set" and words[1].startswith("dsg:head"):
+            return Answer(words, None, "", "")
+        return original(self, *words, **options)
+
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-doubt-001")
+    monkeypatch.setattr(Zfs, "run", hangs)
+    with pytest.raises(DsgError) as caught:
+        transaction.commit(record.digest, lambda: None)
+    assert caught.value.outcome.value == "in_doubt"
+    monkeypatch.undo()
+    assert "g2" in filled.generations()
+    # It never came to it: whoever has the lock next says so.
+    assert filled.open().outcome(claim("tx-doubt-001"), 2)[0] is Outcome.ABORTED
+    assert filled.generations() == ["g1"]
+
+
+@on_zfs
+def test_without_the_lock_in_the_deciding_child_others_begin(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control for the child that inherits it, in one process: what was passed on decides."""
+    passed: list[int | None] = []
+    original = Zfs.run
+
+    def noting(self: Zfs, *words: str, **options: Any) -> Answer:
+        if words[0] in ("clone", "snapshot", "set"):
+            passed.append(options.get("lock"))
+        return original(self, *words, **options)
+
+    monkeypatch.setattr(Zfs, "run", noting)
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"})
+    lock = transaction._held.fileno()
+    transaction.commit(record.digest, lambda: None)
+    assert passed and set(passed) == {lock}
+
+
+# What is found broken.
+
+
+@on_zfs
+def test_a_rolled_back_head_is_noticed(filled: ZfsGround) -> None:
+    filled.sync({"a": b"two"})
+    filled.host.zfs("set", "dsg:head=g2@s1:tx-ground-001:sha256:" + "0" * 64, filled.dataset)
+    with pytest.raises(IntegrityError, match="holds snapshot s2"):
+        filled.open()
+
+
+@on_zfs
+def test_an_unmounted_head_is_mounted_by_the_next(filled: ZfsGround) -> None:
+    filled.host.zfs("unmount", f"{filled.dataset}/g1")
+    assert tree_of(filled.folder) == {}
+    filled.sync({"e": b"three"})
+    assert tree_of(filled.folder) == {"a": b"one", "d/b": b"two", "e": b"three"}
+
+
+@on_zfs
+def test_what_else_is_mounted_there_is_not_taken_for_the_head(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.host.zfs("unmount", f"{filled.dataset}/g1")
+    filled.host.zfs("create", "-o", f"mountpoint={filled.area.parent}/g1", f"{filled.root.dataset}/elsewhere")
+    original = Zfs.run
+
+    def mounts_nothing(self: Zfs, *words: str, **options: Any) -> Answer:
+        return Answer(words, 0, "", "") if words[0] == "mount" else original(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Zfs, "run", mounts_nothing)
+        with pytest.raises(RemoteStorageError, match="elsewhere mounted, and not"):
+            filled.open()
+    # zfs-fuse mounts one over the other: then it is the right one again.
+    filled.open().close()
+    assert tree_of(filled.folder) == {"a": b"one", "d/b": b"two"}
+
+
+@on_zfs
+def test_the_lock_in_another_process_excludes(filled: ZfsGround) -> None:
+    with open(filled.area / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(LockedError):
+            filled.begin(filled.open())
+    filled.begin(filled.open()).abort()
+    assert filled.generations() == ["g1"]
+
+
+def test_nothing_decides_without_reading_back() -> None:
+    """What decide() does with each answer, whatever ZFS says and then shows."""
+    before = HeadValue(1, 1, "tx-before-001", "sha256:" + "0" * 64)
+    value = HeadValue(2, 2, "tx-after-0001", "sha256:" + "1" * 64)
+
+    class Shown:
+        def __init__(self, head: HeadValue | None) -> None:
+            self.head = head
+
+    class Place:
+        dataset, shown = "tank/x", "zfs:tank/x"
+
+        def __init__(self, status: int | None, now: HeadValue | None) -> None:
+            self.zfs = self
+            self._status, self._now = status, now
+
+        def run(self, *words: str, **_: Any) -> Answer:
+            return Answer(words, self._status, "", "I/O error")
+
+        def survey(self) -> Shown:
+            if self._now is None:
+                raise RemoteStorageError("it cannot be seen")
+            return Shown(self._now)
+
+    for status, now, outcome in (
+        (0, None, None),
+        (1, value, None),
+        (1, before, "aborted"),
+        (1, None, "in_doubt"),
+        (None, value, None),
+        (None, before, "in_doubt"),
+        (None, None, "in_doubt"),
+    ):
+        place: Any = Place(status, now)
+        try:
+            deciding.decide(place, value, before, 0)
+            told = None
+        except DsgError as error:
+            told = error.outcome.value
+        assert told == outcome, (status, now)
