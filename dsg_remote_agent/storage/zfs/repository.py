@@ -51,7 +51,7 @@ class ZfsRepository:
         self.site = Site(zfs, dataset, survey.folder, open_outer(survey), now, failpoints, machine)
         self.repo_id = survey.repo_id
         try:
-            _, view, _ = self.site.head()
+            _, view, _ = self.site.head(known=survey)
             with view:
                 self.algorithm = view.place.marker.algorithm
         except BaseException:
@@ -104,7 +104,7 @@ class ZfsRepository:
 
     def recover(self, claim: Claim) -> list[str]:
         with self._locked(claim) as held:
-            return settle(self.site, held.fileno())
+            return settle(self.site, held.fileno())[0]
 
     def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> ZfsTransaction:
         site = self.site
@@ -112,8 +112,8 @@ class ZfsRepository:
         try:
             site.failpoints.reach(Step.REMOTE_LOCKED)
             lock = held.fileno()
-            notes = settle(site, lock)
-            survey, view, head = site.head(lock)
+            notes, survey = settle(site, lock)
+            survey, view, head = site.head(lock, survey)
             try:
                 refuse_too_many(survey, site.shown)
                 if head.digest != base:

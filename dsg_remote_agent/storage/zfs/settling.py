@@ -21,8 +21,12 @@ MOST_UNPROMOTED = 16
 _BASE = base_snapshot("")
 
 
-def settle(site: Site, lock: int) -> list[str]:
-    """Undo what was not decided, finish what was: mount, link, promote, clean. Notes on it, for people."""
+def settle(site: Site, lock: int) -> tuple[list[str], Survey | None]:
+    """Undo what was not decided, finish what was: mount, link, promote, clean.
+
+    Notes on it, for people; and the survey, when there was nothing to do and so
+    nothing has changed.
+    """
     survey, view, _ = site.head(lock)
     with view:
         undecided = _undecided(survey, view.place.chain)
@@ -45,7 +49,8 @@ def settle(site: Site, lock: int) -> list[str]:
         site.failpoints.reach(Step.REMOTE_PUBLISHED)
     if undecided or current.read_only:
         _destroy_bases(site, current, lock)
-    return notes
+    untouched = len(survey.generations) == 1 and current.mounted and not current.read_only
+    return notes, survey if untouched and not notes and not survey.readers else None
 
 
 def _undecided(survey: Survey, chain: Chain) -> list[Generation]:

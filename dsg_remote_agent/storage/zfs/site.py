@@ -115,10 +115,13 @@ class Site(Value):
             tree.close()
             raise
 
-    def head(self, lock: int | None = None) -> tuple[Survey, View, Head]:
-        """The head, opened; close the view. Without a lock it may be replaced meanwhile: then the new one."""
+    def head(self, lock: int | None = None, known: Survey | None = None) -> tuple[Survey, View, Head]:
+        """The head, opened; close the view. Without a lock it may be replaced meanwhile: then the new one.
+
+        ``known``: a survey just made, to be tried first.
+        """
         for left in reversed(range(_TRIES)):
-            survey = self.survey()
+            survey, known = known or self.survey(), None
             value = required_head(survey)
             try:
                 view = self.view(survey.current(), lock)

@@ -14,6 +14,7 @@ from dsg_remote_agent.storage.looking import look_closely
 from dsg_remote_agent.storage.zfs.deciding import freeze, thaw
 from dsg_remote_agent.storage.zfs.names import base_snapshot, snapshot
 from dsg_remote_agent.storage.zfs.site import Site, View
+from dsg_remote_agent.storage.zfs.survey import Survey
 from protocol.errors import OutsideChangeError
 from protocol.messages import OutsideChanges
 from protocol.paths import escape
@@ -50,11 +51,14 @@ class Standing:
         self.frozen = True  # also when it fails half-way: then it is to be undone
         freeze(site, self._view.generation, self._view.tree, lock)
 
-    def check(self, site: Site, notice: Notice) -> None:
-        """After the freeze: OutsideChangeError when anything was written since the clone's origin."""
+    def check(self, site: Site, survey: Survey, notice: Notice) -> None:
+        """OutsideChangeError when anything was written since the clone's origin.
+
+        ``survey``: made after the freeze.
+        """
         if self._base:
             return  # frozen before that was taken
-        current = site.survey().generations.get(self._view.generation.number)
+        current = survey.generations.get(self._view.generation.number)
         if current is not None and current.written is not None:
             if current.written:
                 raise _changed(site, "something was written")

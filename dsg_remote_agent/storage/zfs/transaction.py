@@ -154,16 +154,16 @@ class ZfsTransaction:
         before = HeadValue(
             self._old.generation.number, self._base.seq, self._base.record.txid, self._base.digest
         )
+        self._notice("checking")
+        if not self._standing.frozen:
+            self._standing.freeze(site, lock)
         survey = site.survey()
         if survey.head != before:
             raise HeadMovedError(
                 f"the head of {site.shown} is not the one this sync began with", hint="sync again"
             )
         self._clone.check(survey, self.seq)
-        self._notice("checking")
-        if not self._standing.frozen:
-            self._standing.freeze(site, lock)
-        self._standing.check(site, self._notice)
+        self._standing.check(site, survey, self._notice)
         site.failpoints.reach(Moment.REMOTE_CHECKED)
         proceed()
         value = HeadValue(self._clone.generation.number, self.seq, self.txid, prepared.digest)

@@ -231,7 +231,7 @@ def test_without_the_fence_an_aborted_transaction_can_commit(
     """The control: an outcome that does not settle first says "aborted", and then it commits after all."""
     transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
     fcntl.flock(transaction._held.fileno(), fcntl.LOCK_UN)
-    monkeypatch.setattr(repository, "settle", lambda *_: [])
+    monkeypatch.setattr(repository, "settle", lambda *_: ([], None))
     assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.ABORTED
     transaction.commit(record.digest, lambda: None)
     assert tree_of(filled.folder)["a"] == b"new", "aborted was a lie: this is what the fence prevents"

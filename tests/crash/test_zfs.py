@@ -1,0 +1,66 @@
+"""Every row of the table of steps with a repository on ZFS, over SSH: whoever dies, all or nothing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.transaction import STEPS, Side, StepRow
+from tests.crash.conftest import NOTED_AGENT
+from tests.crash.scene import FULL, Verdict, at_the_crossroads, everything
+from tests.crash.test_failpoints import NEXT, name_of, settled, stop_at
+from tests.e2e.zfs import ZfsPeople, ZfsWorld
+from tests.hosts.sshd import ssh_host
+from tests.hosts.zfs_fuse import ZfsFuse
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root", "sshd", "ssh-keygen")]
+
+
+@pytest.fixture(scope="module")
+def zfs_base(zfs_host: ZfsFuse, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZfsWorld]:
+    """A world at the crossroads, on ZFS; this thread is in the namespace that sees it. Copy it."""
+    with zfs_host.entered(), ssh_host() as host:
+        host.install_agent()
+        noted = host.bin / "noted-agent"
+        noted.write_text(NOTED_AGENT)
+        noted.chmod(0o755)
+        world = ZfsWorld(ZfsPeople(host, zfs_host), tmp_path_factory.mktemp("base"))
+        at_the_crossroads(world)
+        yield world
+
+
+def dealt() -> list[tuple[StepRow, str]]:
+    """Step and next command; in short runs the next commands take turns."""
+    if FULL:
+        return [(row, then) for row in STEPS for then in NEXT]
+    return [(row, NEXT[number % len(NEXT)]) for number, row in enumerate(STEPS)]
+
+
+@pytest.mark.parametrize(("row", "then"), dealt(), ids=name_of)
+def test_killed(row: StepRow, then: str, zfs_base: ZfsWorld, folder: Path) -> None:
+    scene = everything(zfs_base, folder)
+    ended = stop_at(scene, row, "kill", "sync", "--json")
+    if row.side is Side.LOCAL:
+        assert ended.status == -signal.SIGKILL
+        said: set[Verdict] = {"before", "after"}  # it said nothing
+    else:
+        said = scene.claim(ended)
+        assert ended.status == (0 if row.committed else 6), ended
+    if row.row <= 7 and row.side is Side.LOCAL:
+        assert scene.untouched_here(), "L or C changed before the decision"
+    settled(scene, then, said, row.committed)
+    assert isinstance(scene.world, ZfsWorld)
+    scene.world.settled()
+
+
+@pytest.mark.parametrize("row", [row for row in STEPS if row.side is Side.REMOTE], ids=name_of)
+def test_an_error(row: StepRow, zfs_base: ZfsWorld, folder: Path) -> None:
+    """A full disk instead of death."""
+    scene = everything(zfs_base, folder)
+    ended = stop_at(scene, row, "error:ENOSPC", "sync", "--json")
+    settled(scene, "sync", scene.claim(ended), row.committed)
+    assert isinstance(scene.world, ZfsWorld)
+    scene.world.settled()
