@@ -111,8 +111,10 @@ def commit(agent: Agent, call: Call, request: Commit) -> None:
     opened.transaction = None
     call.respond(to_wire(Committed(record=done.raw, notes=few(done.notes))))
     call.wait_sent()
-    agent.failpoints.reach(Step.REMOTE_REPLIED)
-    transaction.tidy()
+    try:
+        agent.failpoints.reach(Step.REMOTE_REPLIED)
+    finally:
+        transaction.tidy()
 
 
 def _committed_before(agent: Agent, request: Commit) -> bytes:

@@ -14,8 +14,9 @@ import time
 from dsg_remote_agent.storage.outside import examine
 from dsg_remote_agent.storage.statindex import StatIndex
 from dsg_remote_agent.storage.zfs.command import Trouble
+from dsg_remote_agent.storage.zfs.links import is_current
 from dsg_remote_agent.storage.zfs.mounts import destroy, unmount
-from dsg_remote_agent.storage.zfs.names import base_snapshot
+from dsg_remote_agent.storage.zfs.names import base_snapshot, snapshot
 from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, required_head
 from dsg_remote_agent.storage.zfs.survey import Generation, Survey
 from protocol.errors import DsgError
@@ -48,6 +49,8 @@ def _clean(site: Site, deadline: float, lock: int) -> list[str]:
     head = required_head(survey)
     if len(survey.generations) < 2 or not _promote(site, survey, deadline, lock):
         return []
+    if not is_current(site, head.generation):
+        return []  # people are still led to an older one
     notes = []
     for generation in site.survey().generations.values():
         if generation.number < head.generation and time.monotonic() < deadline:
@@ -88,6 +91,8 @@ def _destroy_older(site: Site, generation: Generation, deadline: float, lock: in
     if not generation.origin:
         return ""  # not promoted past it yet: the head stands on it
     left = own_snapshots(site, name)
+    if snapshot(generation.seq) in left:
+        return ""  # it was prepared and never decided: recovery's to destroy, when nobody uses it
     if left:
         return f"{name} is kept: it has snapshots that are not DSG's ({', '.join(left[:3])})"
     kept = f"{name} is kept: somebody wrote to it after its snapshot; look at {generation.mountpoint}"

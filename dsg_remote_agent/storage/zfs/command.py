@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from enum import Enum
 
 from protocol.errors import DsgError, NotPermittedError, RemoteStorageError
@@ -178,10 +177,3 @@ def failure(answer: Answer, shown: str, does: str = "") -> DsgError:
     }
     hint = hints.get(answer.trouble, "see the agent's log on the server, and zpool status there")
     return RemoteStorageError(message, hint=hint, facts=facts)
-
-
-def quoted(words: Sequence[str]) -> str:
-    """A command as an administrator can paste it."""
-    import shlex
-
-    return shlex.join(["zfs", *words])

@@ -14,6 +14,7 @@ from dsg_remote_agent.storage.outside import Seen, examine, outside_error
 from dsg_remote_agent.storage.statindex import file_clock
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Zfs
+from dsg_remote_agent.storage.zfs.links import is_current
 from dsg_remote_agent.storage.zfs.reading import SnapshotFiles
 from dsg_remote_agent.storage.zfs.settling import refuse_too_many, settle
 from dsg_remote_agent.storage.zfs.site import Site, View
@@ -69,9 +70,10 @@ class ZfsRepository:
         self.site.outer.close()
 
     def head(self) -> tuple[bytes, SnapshotRecord, bool]:
-        _, view, head = self.site.head()
+        survey, view, head = self.site.head()
         view.close()
-        return head.raw, head.record, False
+        # The link is what a crash after the decision may have left to be done.
+        return head.raw, head.record, not is_current(self.site, survey.current().number)
 
     def holds(self, digest: str) -> bool:
         _, view, head = self.site.head()

@@ -171,6 +171,27 @@ def test_without_that_either_they_are_gone(filled: ZfsGround, monkeypatch: pytes
     assert not list(filled.area.parent.rglob("notes.txt"))
 
 
+@on_zfs
+def test_while_the_link_is_behind_nothing_is_cleaned_away(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link cannot be swapped: people stay with the old tree, and it stays with them."""
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    filled.failpoints = CallAt(Step.REMOTE_DECIDED, full)
+    filled.sync({"a": b"new"})
+    assert tree_of(filled.folder)["a"] == b"one"
+    assert filled.generations() == ["g1", "g2"]
+    opened = filled.open()
+    _, record, unapplied = opened.head()
+    assert (record.seq, unapplied) == (2, True)
+    opened.recover(claim())
+    assert tree_of(filled.folder)["a"] == b"new" and not opened.head()[2]
+    assert filled.generations() == ["g2"]
+
+
 # The old head stands still.
 
 
