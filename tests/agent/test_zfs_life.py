@@ -354,7 +354,7 @@ def test_a_root_for_datasets_confines(repo: ZfsSpot) -> None:
 def test_many_syncs_leave_one_generation(repo: ZfsSpot) -> None:
     with Client() as client:
         client.open(repo.address)
-        for seq in range(2, 42):
+        for seq in range(2, 202):
             client.sync(f"tx-many-{seq:04d}", {NAMES[0]: b"%d" % seq})
         deadline = time.monotonic() + 10
         while len(repo.generations()) > 1 and time.monotonic() < deadline:

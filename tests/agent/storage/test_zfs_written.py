@@ -1,0 +1,163 @@
+"""The way of the backend on a ZFS that has ``written``, as OpenZFS does and zfs-fuse does not.
+
+The property is added to zfs-fuse's answers, from what is true: a generation
+was written to when a file in it changed after its newest snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsg_remote_agent.storage import looking
+from dsg_remote_agent.storage.zfs.command import Answer, Zfs
+from protocol.errors import OutsideChangeError
+from tests.agent.client import merged, tree_of
+from tests.agent.storage.ground import ZfsGround, claim
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]
+
+
+class Written:
+    """``zfs get`` with one property more. ``looked``: how often a whole tree was compared."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.looked = 0
+        self._pictures: dict[str, Any] = {}
+        original, examine = Zfs.run, looking.examine
+
+        def run(zfs: Zfs, *words: str, **options: Any) -> Answer:
+            asked = [word for word in words if word.endswith(",written")]
+            plain = tuple(word.removesuffix(",written") for word in words)
+            answer = original(zfs, *plain, **options)
+            if words[0] == "snapshot" and answer.good:
+                self._remember(zfs, original, words[-1].partition("@")[0])
+            if asked and answer.good:
+                return Answer(answer.words, 0, answer.out + self._rows(answer.out), "")
+            return answer
+
+        def counting(*args: Any, **options: Any) -> Any:
+            self.looked += 1
+            return examine(*args, **options)
+
+        patch.setattr(Zfs, "run", run)
+        patch.setattr(looking, "examine", counting)
+
+    def _remember(self, zfs: Zfs, run: Any, name: str) -> None:
+        where = run(zfs, "get", "-H", "-o", "value", "mountpoint", name).out.strip()
+        self._pictures[where] = picture(Path(where))
+
+    def _rows(self, out: str) -> str:
+        rows = [line.split("\t") for line in out.splitlines()]
+        added = []
+        for name, prop, value, _ in rows:
+            if prop == "mountpoint" and value in self._pictures:
+                mounted = [r[2] for r in rows if r[:2] == [name, "mounted"]] == ["yes"]
+                same = not mounted or picture(Path(value)) == self._pictures[value]
+                added.append(f"{name}\twritten\t{0 if same else 4096}\t-\n")
+            elif prop == "mountpoint":
+                added.append(f"{name}\twritten\t0\t-\n")
+        return "".join(added)
+
+
+def picture(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    """What tells whether anybody wrote below ``root``."""
+    found = {}
+    for here, _, files in os.walk(root):
+        for name in files:
+            path = os.path.join(here, name)
+            stat = os.lstat(path)
+            content = b"" if os.path.islink(path) else Path(path).read_bytes()
+            found[os.path.relpath(path, root)] = stat.st_ino, stat.st_mode, content
+    return found
+
+
+@pytest.fixture
+def written(zfs_ground: ZfsGround, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    made = Written(monkeypatch)
+    zfs_ground.sync({"a": b"one", "d/b": b"two"})
+    made.looked = 0
+    yield made
+
+
+def test_a_sync_looks_at_no_file(zfs_ground: ZfsGround, written: Written) -> None:
+    """Its cost follows the change: ZFS itself says that nothing else did."""
+    for n in range(3):
+        repository = zfs_ground.open()
+        repository.examine(lambda: None)
+        repository.close()
+        zfs_ground.sync({"a": b"%d" % n})
+    assert written.looked == 0
+    assert tree_of(zfs_ground.folder) == {"a": b"2", "d/b": b"two"}
+    assert zfs_ground.generations() == ["g4"]
+
+
+def test_an_edit_stops_the_sync(zfs_ground: ZfsGround, written: Written) -> None:
+    (zfs_ground.folder / "a").write_bytes(b"edited")
+    with pytest.raises(OutsideChangeError, match="changed: a"):
+        zfs_ground.begin(zfs_ground.open())
+    assert written.looked == 1
+    (zfs_ground.folder / "a").write_bytes(b"one")
+    zfs_ground.sync({"d/b": b"new"})
+    assert tree_of(zfs_ground.folder) == {"a": b"one", "d/b": b"new"}
+    assert zfs_ground.generations() == ["g2"]
+
+
+def test_a_stray_goes_along_and_costs_one_look(zfs_ground: ZfsGround, written: Written) -> None:
+    (zfs_ground.folder / "notes").write_bytes(b"somebody's")
+    zfs_ground.sync({"a": b"2"})
+    assert written.looked == 1
+    assert (zfs_ground.folder / "notes").read_bytes() == b"somebody's"
+    # From now on a snapshot has it, and ZFS does not count it as written.
+    zfs_ground.sync({"a": b"3"})
+    assert written.looked == 1
+    assert (zfs_ground.folder / "notes").read_bytes() == b"somebody's"
+    assert zfs_ground.generations() == ["g3"]
+    assert not [name for name in zfs_ground.snapshots() if "base" in name]
+
+
+def test_what_is_written_while_the_sync_runs_refuses_the_commit(
+    zfs_ground: ZfsGround, written: Written
+) -> None:
+    transaction, record = zfs_ground.prepare(zfs_ground.open(), {"a": b"new"})
+    (zfs_ground.folder / "d" / "b").write_bytes(b"meanwhile")
+    with pytest.raises(OutsideChangeError, match="while the sync ran"):
+        transaction.commit(record.digest, lambda: None)
+    transaction.abort()
+    assert tree_of(zfs_ground.folder) == {"a": b"one", "d/b": b"meanwhile"}
+    (zfs_ground.folder / "d" / "b").write_bytes(b"and on")
+
+
+def test_adopting(zfs_ground: ZfsGround, written: Written) -> None:
+    (zfs_ground.folder / "a").write_bytes(b"edited")
+    (zfs_ground.folder / "new").write_bytes(b"made there")
+    (zfs_ground.folder / "d" / "b").unlink()
+    repository = zfs_ground.open()
+    transaction = zfs_ground.begin(repository, adopt=True)
+    reader = repository.reader(None)
+    base = reader.manifest()
+    reader.close()
+    changes = list(transaction.adopt(["a", "d/b", "new"], "bob"))
+    record = transaction.prepare(merged(base, changes).digest, "taken in", "bob", "server")
+    transaction.commit(record.digest, lambda: None)
+    transaction.tidy()
+    repository.close()
+    assert tree_of(zfs_ground.folder) == {"a": b"edited", "new": b"made there"}
+    assert not zfs_ground.open().find_outside(lambda _: None)
+    zfs_ground.sync({"a": b"and on"})
+    assert zfs_ground.generations() == ["g3"]
+
+
+def test_an_old_tree_that_was_written_to_is_kept(zfs_ground: ZfsGround, written: Written) -> None:
+    old = zfs_ground.area.parent / "g1"
+    with open(zfs_ground.folder / "a", "r+b", buffering=0) as file:
+        zfs_ground.sync({"d/b": b"new"})
+        file.write(b"too late")
+    notes = zfs_ground.open().recover(claim("tx-recovers-1"))
+    assert (old / "a").read_bytes() == b"too late"
+    assert any("g1 is kept" in note for note in notes), notes
+    assert tree_of(zfs_ground.folder) == {"a": b"one", "d/b": b"new"}
