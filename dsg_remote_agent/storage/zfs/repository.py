@@ -72,8 +72,9 @@ class ZfsRepository:
     def head(self) -> tuple[bytes, SnapshotRecord, bool]:
         survey, view, head = self.site.head()
         view.close()
-        # The link is what a crash after the decision may have left to be done.
-        return head.raw, head.record, not is_current(self.site, survey.current().number)
+        # What a crash may have left to be done: the link behind, or a head that nobody can write to.
+        current = survey.current()
+        return head.raw, head.record, current.read_only or not is_current(self.site, current.number)
 
     def holds(self, digest: str) -> bool:
         _, view, head = self.site.head()
@@ -155,12 +156,26 @@ class ZfsRepository:
         try:
             origin = standing.origin(site, held.claim.txid, lock)
             clone = Clone.make(site, survey, origin, held.claim.txid, head.seq + 1, lock)
+            try:
+                return ZfsTransaction(
+                    site,
+                    held,
+                    view,
+                    head,
+                    standing,
+                    clone,
+                    look.manifest,
+                    look.seen.index,
+                    clock_ns,
+                    notes,
+                    notice,
+                )
+            except BaseException:
+                clone.destroy(lock)
+                raise
         except BaseException:
             standing.undo(site, lock)
             raise
-        return ZfsTransaction(
-            site, held, view, head, standing, clone, look.manifest, look.seen.index, clock_ns, notes, notice
-        )
 
     def _look(
         self, survey: Survey, view: View, head: Head, notes: list[str], notice: Notice, *, adopt: bool
