@@ -17,6 +17,7 @@ import ctypes
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -28,6 +29,7 @@ import pytest
 from attrs import frozen
 
 from tests.conftest import find_program, skip_unless_root
+from tests.hosts.sshd import state_of
 
 __all__ = ["ZfsFuse", "ZfsRoot", "zfs_fuse"]
 
@@ -59,7 +61,7 @@ class ZfsFuse:
         self.mountpoint = folder / "srv"
         self._image = folder / "pool.img"
         self._log = (folder / "daemon.log").open("ab")
-        self._daemon: subprocess.Popen[bytes] | None = None
+        self.pid: int | None = None  # the daemon's
         self._namespace = -1
         self._inside = 0
 
@@ -117,17 +119,20 @@ class ZfsFuse:
         with self.entered():
             self._forget_mounts()  # of a daemon that is gone
             again = self._image.exists()
-            self._daemon = subprocess.Popen(
-                [program, "--no-daemon", "--no-kstat-mount"],
+            # By way of a shell that ends: tests that look at their own children shall not meet it.
+            started = subprocess.run(
+                ["sh", "-c", '"$@" >&2 & echo $!', "sh", program, "--no-daemon", "--no-kstat-mount"],
                 stdin=subprocess.DEVNULL,
-                stdout=self._log,
+                stdout=subprocess.PIPE,
                 stderr=self._log,
                 start_new_session=True,
+                check=True,
             )
+            self.pid = int(started.stdout)
             deadline = time.monotonic() + _LIMIT
             # It says nothing when it is ready, and imports its pools before it answers.
             while self._try("zpool", "list").returncode:
-                assert self._daemon.poll() is None, (self.folder / "daemon.log").read_text()
+                assert state_of(self.pid), (self.folder / "daemon.log").read_text()
                 assert time.monotonic() < deadline, "zfs-fuse does not answer"
                 time.sleep(0.02)
             if again:
@@ -137,20 +142,18 @@ class ZfsFuse:
                     image.truncate(_POOL_BYTES)
                 self.zpool("create", "-m", "none", self.pool, str(self._image))
 
-    @property
-    def pid(self) -> int | None:
-        """The daemon's process."""
-        return self._daemon.pid if self._daemon else None
-
     def kill(self) -> None:
         """SIGKILL: what was not flushed is lost, as in a power cut."""
-        assert self._daemon is not None
-        self._daemon.kill()
-        self._daemon.wait()
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGKILL)
+        # Its first thread may have ended before the others, who still have the pool and the mounts.
+        while state_of(self.pid) or len(_threads(self.pid)) > 1:
+            time.sleep(0.01)
+        self.pid = None
 
     def stop(self) -> None:
         """End everything. Whoever still has a descriptor in the pool gets errors from it."""
-        if self._daemon is not None:
+        if self.pid is not None:
             self.kill()
         if self._namespace >= 0:
             with self.entered():
@@ -234,6 +237,13 @@ class ZfsFuse:
         return subprocess.run(
             [program, *words[1:]], capture_output=True, text=True, check=False, timeout=_LIMIT, cwd="/"
         )
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return []
 
 
 def _set_namespace(descriptor: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.zfs.command import failure
-from dsg_remote_agent.storage.zfs.mounts import open_root, open_tree
+from dsg_remote_agent.storage.zfs.mounts import let_mount, open_root, open_tree
 from dsg_remote_agent.storage.zfs.names import snapshot
 from dsg_remote_agent.storage.zfs.settling import destroy_uncommitted
 from dsg_remote_agent.storage.zfs.site import Site
@@ -57,9 +57,7 @@ class Clone:
         # zfs-fuse mounts it anew for that, which an open descriptor would prevent. It comes before the
         # snapshot, so that nothing is left to be done after the decision.
         self.tree.close()
-        answer = site.zfs.run("set", "canmount=on", name, lock=lock)
-        if not answer.good and _canmount(site, name) != "on":
-            raise failure(answer, site.shown, f"letting {name} be mounted")
+        let_mount(site.zfs, name, lock=lock, shown=site.shown)
         site.zfs.must("snapshot", f"{name}@{snapshot(seq)}", lock=lock, shown=site.shown)
         # People will be led to it: it must be mounted.
         fd = open_root(site.zfs, name, self.generation.mountpoint, mounted=False, lock=lock, shown=site.shown)
@@ -85,10 +83,6 @@ class Clone:
         """Close and destroy it; what is in use stays for the next recovery, and cannot be committed."""
         self.close()
         destroy_uncommitted(self._site, self.generation, lock)
-
-
-def _canmount(site: Site, name: str) -> str:
-    return site.zfs.must("get", "-H", "-o", "value", "canmount", name, shown=site.shown).strip()
 
 
 def _names(site: Site) -> set[str]:

@@ -8,7 +8,7 @@ from dsg_remote_agent.storage.directory_init import fill_area, first_record, sha
 from dsg_remote_agent.storage.layout import AREA, LOCK, TMP, Marker
 from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
 from dsg_remote_agent.storage.zfs.links import check_place, set_link
-from dsg_remote_agent.storage.zfs.mounts import destroy, open_root, open_tree
+from dsg_remote_agent.storage.zfs.mounts import destroy, let_mount, open_root, open_tree
 from dsg_remote_agent.storage.zfs.names import GENERATIONS, HeadValue, snapshot
 from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, link_path
 from dsg_remote_agent.storage.zfs.survey import take_survey
@@ -165,8 +165,9 @@ def _fill(
         tree.flush()
     finally:
         tree.close()
-    zfs.must("set", "canmount=on", name, lock=lock, shown=shown)
+    let_mount(zfs, name, lock=lock, shown=shown)
     zfs.must("snapshot", f"{name}@{snapshot(0)}", lock=lock, shown=shown)
+    os.close(open_root(zfs, name, f"{site.folder}/g0", mounted=False, lock=lock, shown=shown))
     set_link(site, 0)
     zfs.must("set", f"dsg:head={HeadValue(0, 0, '', record.digest)}", site.dataset, lock=lock, shown=shown)
     return record

@@ -14,7 +14,7 @@ from protocol.tree.fs import Capabilities
 from protocol.tree.posix import PosixTree
 from protocol.tree.syscalls import system
 
-__all__ = ["destroy", "mounted_dataset", "open_root", "open_tree", "unmount"]
+__all__ = ["destroy", "let_mount", "mounted_dataset", "open_root", "open_tree", "unmount"]
 
 _TRIES = 5
 _DELAY_S = 0.03
@@ -91,6 +91,19 @@ def unmount(zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None
     """Unmount ``name``, never by force; NONE too when it was not mounted."""
     answer = zfs.run("unmount", name, lock=lock, limit=limit)
     return Trouble.NONE if answer.trouble is Trouble.MISSING else answer.trouble
+
+
+def let_mount(zfs: Zfs, name: str, *, lock: int, shown: str) -> None:
+    """Set ``canmount=on``. zfs-fuse mounts it anew for that, which a descriptor in passing may prevent."""
+    for attempt in range(_TRIES):
+        time.sleep(_DELAY_S * attempt)
+        answer = zfs.run("set", "canmount=on", name, lock=lock)
+        # It may be set though mounting it anew failed.
+        if answer.good or zfs.run("get", "-H", "-o", "value", "canmount", name).out.strip() == "on":
+            return
+        if answer.trouble is not Trouble.BUSY:
+            break
+    raise failure(answer, shown, f"letting {name} be mounted")
 
 
 def destroy(

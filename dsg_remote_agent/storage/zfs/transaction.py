@@ -155,14 +155,16 @@ class ZfsTransaction:
             self._old.generation.number, self._base.seq, self._base.record.txid, self._base.digest
         )
         self._notice("checking")
-        if not self._standing.frozen:
-            self._standing.freeze(site, lock)
         survey = site.survey()
         if survey.head != before:
             raise HeadMovedError(
                 f"the head of {site.shown} is not the one this sync began with", hint="sync again"
             )
         self._clone.check(survey, self.seq)
+        if not self._standing.frozen:
+            self._standing.freeze(site, lock)
+            if survey.current().written is not None:
+                survey = site.survey()
         self._standing.check(site, survey, self._notice)
         site.failpoints.reach(Moment.REMOTE_CHECKED)
         proceed()
