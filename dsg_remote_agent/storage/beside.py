@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -40,14 +41,18 @@ class Beside:
         finally:
             os.close(theirs)
 
-    def yes(self, tick: Callable[[], None]) -> bool:
-        """Wait for the answer; ``tick`` is called now and then, and may raise."""
+    def yes(self, tick: Callable[[], None], limit_s: float) -> bool:
+        """Wait for the answer, so many seconds at most; ``tick`` is called now and then, and may raise."""
         if not self._pid:
             return False
         poll = select.poll()
         poll.register(self._ends, select.POLLIN)
+        end = time.monotonic() + limit_s
         while not poll.poll(_TICK_MS):
             tick()
+            if time.monotonic() > end:
+                self.close()
+                return False
         return self._wait() == _YES
 
     def close(self) -> None:

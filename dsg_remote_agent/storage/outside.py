@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable
 from itertools import islice
@@ -23,6 +24,7 @@ from protocol.value import Value
 __all__ = ["Seen", "describe", "examine", "outside_error"]
 
 READ_BYTES = 1 << 20
+PATIENCE_S = 5.0
 WORTH_TWO = 4000  # entries from which on two processes look sooner than one
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
 _LONGEST = 16_000  # characters; what is longer is counted only
@@ -109,8 +111,10 @@ def examine(
     else:
         # The second half is nearly always as it should be, which another process can say.
         with Beside(lambda tick: _is_same(tree, manifest, index, Part(edge, True), tick)) as second:
+            begun = time.monotonic()
             _compare(tree, known, outcome, tick, Part(edge, False))
-            if not second.yes(tick):
+            # It has as much to do. Should it ever hang, nobody is to wait for it.
+            if not second.yes(tick, PATIENCE_S + 4 * (time.monotonic() - begun)):
                 _compare(tree, known, outcome, tick, Part(edge, True))
     return Seen(outcome.found.outside(), outcome.fresh or index, outcome.clock_ns)
 

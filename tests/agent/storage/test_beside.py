@@ -46,7 +46,7 @@ def ends(_: Tick) -> bool:
 )
 def test_the_answer(question: Callable[[Tick], bool], answer: bool) -> None:
     with Beside(question) as asked:
-        assert asked.yes(never) == answer
+        assert asked.yes(never, 30) == answer
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -57,10 +57,10 @@ def test_where_nothing_can_be_forked_the_answer_is_no(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "fork", refused)
     with Beside(lambda _: True) as asked:
-        assert not asked.yes(never)
+        assert not asked.yes(never, 30)
     monkeypatch.setattr(beside, "_MAY_FORK", False)
     with Beside(lambda _: True) as asked:
-        assert not asked.yes(never)
+        assert not asked.yes(never, 30)
 
 
 def test_who_waits_is_asked_whether_he_still_does() -> None:
@@ -73,8 +73,16 @@ def test_who_waits_is_asked_whether_he_still_does() -> None:
     begun = time.monotonic()
     with pytest.raises(GoneError), Beside(lambda _: time.sleep(60) is None) as asked:
         pid = asked._pid
-        asked.yes(tick)
+        asked.yes(tick, 30)
     assert time.monotonic() - begun < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_one_that_hangs_is_not_waited_for() -> None:
+    with Beside(lambda _: time.sleep(60) is None) as asked:
+        pid = asked._pid
+        assert not asked.yes(never, 0.1)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

@@ -160,8 +160,8 @@ class Answers:
         said = self.said
 
         class Noted(Beside):
-            def yes(self, tick: Callable[[], None]) -> bool:
-                said.append(super().yes(tick))
+            def yes(self, tick: Callable[[], None], limit_s: float) -> bool:
+                said.append(super().yes(tick, limit_s))
                 return said[-1]
 
         monkeypatch.setattr(outside, "Beside", Noted)
@@ -219,9 +219,9 @@ def test_a_second_process_that_is_killed_vouches_for_nothing(
     said: list[bool] = []
 
     class Killed(Beside):
-        def yes(self, tick: Callable[[], None]) -> bool:
+        def yes(self, tick: Callable[[], None], limit_s: float) -> bool:
             os.kill(self._pid, signal.SIGKILL)
-            said.append(super().yes(tick))
+            said.append(super().yes(tick, limit_s))
             return said[-1]
 
     monkeypatch.setattr(outside, "WORTH_TWO", 1)
