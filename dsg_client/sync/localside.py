@@ -24,6 +24,7 @@ from protocol.transaction import Failpoints, Step
 from protocol.tree.arrive import Arrivals
 from protocol.tree.change import (
     REPLACED,
+    STAGING,
     TRASH,
     Action,
     Applied,
@@ -222,9 +223,16 @@ class LocalSide:
             self._tree.flush_folder(self._staging.folder)
 
     def flush(self) -> None:
-        """Make all that was staged durable."""
+        """Make all that was staged durable.
+
+        Where nothing is brought, that is the folder for C alone: the flush of a
+        whole file system would wait for whatever else this machine is writing.
+        """
         with storage_errors("Flushing the staged files"):
-            self._tree.flush()
+            if self._plan.downloads:
+                self._tree.flush()
+            else:
+                self._tree.flush_folder(STAGING)
 
     # The last look, and the journal.
 

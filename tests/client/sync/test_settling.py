@@ -134,6 +134,25 @@ class Noting:
         self.seen.append(f"flush {path}")
         self._tree.flush_folder(path)
 
+    def flush(self) -> None:
+        self.seen.append("flush all")
+        self._tree.flush()
+
+
+async def test_a_sync_that_brings_nothing_does_not_flush_the_whole_file_system_first(ground: Ground) -> None:
+    ann = await ground.init("ann")
+    bob = await ground.clone("bob")
+    for number, (site, whole) in enumerate([(ann, False), (bob, True)]):
+        (site.root / "input").mkdir(exist_ok=True)
+        (site.root / "input" / f"of {site.root.name}").write_text("1")
+        tree: Any = Noting(site.tree)
+        site.workdir = site.workdir.but(tree=tree)
+        assert (await sync(site, SyncOptions(), ignore)).seq == number + 1
+        decided = tree.seen.index("flush .dsg")  # the journal's
+        assert ("flush all" in tree.seen[:decided]) == whole
+        assert whole or "flush .dsg/staging" in tree.seen[:decided]
+        assert "flush all" in tree.seen[decided:]  # what was applied, before the journal goes
+
 
 async def test_the_staged_cache_is_durable_before_the_journal_speaks_of_it(ground: Ground) -> None:
     """The flush of the staged files runs beside the staging of C, and may be over by then."""
