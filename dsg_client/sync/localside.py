@@ -349,7 +349,8 @@ def _settle(
         else:
             _place_cache(tree, journal, staged, applied)
         failpoints.reach(Step.CACHE_WRITTEN)
-        saved = finish(tree, journal)
+        # Without actions L is as it was, and C is all that took its place.
+        saved = finish(tree, journal, only_area=not any(True for _ in journal.actions))
         note_placed(_placed_rows(tree, applied, clock))
         failpoints.reach(Step.LOCAL_FINISHED)
     return Settled(tuple((held.path, held.reason) for held in applied.held), (*applied.rescued, *saved))

@@ -17,8 +17,12 @@ from protocol.tree.taking import rescue, rescue_area
 __all__ = ["finish"]
 
 
-def finish(tree: TreeFS, journal: Journal, unexpected: Unexpected = Unexpected.KEEP) -> list[tuple[str, str]]:
+def finish(
+    tree: TreeFS, journal: Journal, unexpected: Unexpected = Unexpected.KEEP, *, only_area: bool = False
+) -> list[tuple[str, str]]:
     """After :func:`apply`: flush, remove the journal, then trash and staging. Repeatable.
+
+    ``only_area``: nothing was changed but names in ``.dsg`` itself, so that its flush is enough.
 
     Returns (path, where) of things about to be dropped that are not what they
     should be and were moved to safety: written to by a program that still had
@@ -51,7 +55,10 @@ def finish(tree: TreeFS, journal: Journal, unexpected: Unexpected = Unexpected.K
             where = rescue(tree, area, source, path)
             if where is not None:
                 saved.append((path, where))
-    tree.flush()
+    if only_area:
+        tree.flush_folder(AREA)
+    else:
+        tree.flush()
     try:
         tree.unlink(JOURNAL_DECIDED)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import mount_or_skip
 from tests.hosts.zfs_fuse import ZfsFuse, zfs_fuse
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]
@@ -62,3 +63,19 @@ def test_it_rests_when_nobody_asks(zfs_host: ZfsFuse) -> None:
     before = used()
     time.sleep(2)
     assert used() - before < 0.1
+
+
+def test_what_others_have_mounted_is_let_go_of(tmp_path: Path) -> None:
+    """A disk that is unmounted by its test, and mounted again, must not be in use in here."""
+    at = tmp_path / "disk of another test"
+    at.mkdir()
+    mount_or_skip("-t", "tmpfs", "tmpfs", str(at))
+    host = ZfsFuse(tmp_path)
+    try:
+        host._make_namespace()
+        with host.entered():
+            assert not os.path.ismount(at)
+        assert os.path.ismount(at)
+    finally:
+        host.stop()
+        subprocess.run(["umount", str(at)], check=True)

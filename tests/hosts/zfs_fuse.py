@@ -78,6 +78,7 @@ class ZfsFuse:
                 )
             try:
                 self._run("mount", "--make-rprivate", "/")
+                self._let_go_of_others()
                 for covered in _COVERED:
                     os.makedirs(covered, exist_ok=True)
                     self._run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", covered)
@@ -87,6 +88,13 @@ class ZfsFuse:
                 os.chdir(here)
         finally:
             os.close(home)
+
+    def _let_go_of_others(self) -> None:
+        """Detach what other tests have mounted at this moment: our copy would keep it mounted for good."""
+        below = tempfile.gettempdir() + "/"
+        for _, path in reversed(_mounted()):
+            if path.startswith(below) and not self.folder.is_relative_to(path):
+                _libc.umount2(os.fsencode(path), _MNT_DETACH)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -169,12 +177,8 @@ class ZfsFuse:
 
     def _mounts(self) -> list[str]:
         """Where this pool's datasets are mounted, in the order of mounting."""
-        with open("/proc/self/mounts") as mounts:
-            fields = [line.split(" ") for line in mounts]
         return [
-            field[1].encode().decode("unicode_escape")
-            for field in fields
-            if field[0] == self.pool or field[0].startswith(f"{self.pool}/")
+            path for source, path in _mounted() if source == self.pool or source.startswith(f"{self.pool}/")
         ]
 
     # Commands
@@ -237,6 +241,13 @@ class ZfsFuse:
         return subprocess.run(
             [program, *words[1:]], capture_output=True, text=True, check=False, timeout=_LIMIT, cwd="/"
         )
+
+
+def _mounted() -> list[tuple[str, str]]:
+    """What is mounted where, in the order of mounting."""
+    with open("/proc/thread-self/mounts") as mounts:
+        fields = [line.split(" ") for line in mounts]
+    return [(field[0], field[1].encode().decode("unicode_escape")) for field in fields]
 
 
 def _threads(pid: int) -> list[str]:
