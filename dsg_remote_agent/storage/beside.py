@@ -32,10 +32,11 @@ class Beside:
         if not _MAY_FORK:
             return
         self._ends, theirs = os.pipe()
+        asker = os.getpid()
         try:
             self._pid = os.fork()
             if not self._pid:
-                _answer(question)
+                _answer(question, asker)
         except OSError:
             os.close(self._ends)
         finally:
@@ -73,12 +74,11 @@ class Beside:
         self.close()
 
 
-def _answer(question: Callable[[Callable[[], None]], bool]) -> None:
-    """In the other process, which has this one thread; never returns."""
+def _answer(question: Callable[[Callable[[], None]], bool], asker: int) -> None:
+    """In the other process, which has this one thread; never returns. ``asker``: the process that waits."""
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        asker = os.getppid()
 
         def tick() -> None:
             if os.getppid() != asker:

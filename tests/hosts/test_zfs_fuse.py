@@ -15,17 +15,18 @@ from tests.hosts.zfs_fuse import ZfsFuse, zfs_fuse
 pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]
 
 
-def test_only_who_is_inside_sees_it(zfs_host: ZfsFuse) -> None:
-    with zfs_host.entered():
-        root = zfs_host.make_root("seen")
-        zfs_host.zfs("create", f"{root.dataset}/x")
-        (root.folder / ".gen/x/file").write_text("here")
-        told = subprocess.run(
-            ["cat", str(root.folder / ".gen/x/file")], capture_output=True, text=True, check=True
-        )
-        assert told.stdout == "here"
-    assert not (root.folder / ".gen/x/file").exists()
-    assert str(zfs_host.folder) not in Path("/proc/self/mounts").read_text()
+def test_only_who_is_inside_sees_it() -> None:
+    with zfs_fuse() as host:
+        with host.entered():
+            root = host.make_root("seen")
+            host.zfs("create", f"{root.dataset}/x")
+            (root.folder / ".gen/x/file").write_text("here")
+            told = subprocess.run(
+                ["cat", str(root.folder / ".gen/x/file")], capture_output=True, text=True, check=True
+            )
+            assert told.stdout == "here"
+        assert not (root.folder / ".gen/x/file").exists()
+        assert str(host.folder) not in Path("/proc/self/mounts").read_text()
 
 
 def test_two_beside_each_other(zfs_host: ZfsFuse) -> None:

@@ -46,9 +46,10 @@ def ends(_: Tick) -> bool:
 )
 def test_the_answer(question: Callable[[Tick], bool], answer: bool) -> None:
     with Beside(question) as asked:
+        pid = asked._pid
         assert asked.yes(never, 30) == answer
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(pid, os.WNOHANG)
 
 
 def test_where_nothing_can_be_forked_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
