@@ -72,7 +72,7 @@ def decide(site: Site, value: HeadValue, before: HeadValue, lock: int) -> None:
         return
     try:
         now = site.survey().head
-    except DsgError:
+    except (DsgError, OSError):
         now = None
     if now == value:
         return

@@ -42,6 +42,10 @@ class Standing:
         if not self._dirty:
             return f"{name}@{snapshot(self._head.seq)}"
         self.freeze(site, lock)
+        # People could write while it was looked at: what they wrote behind that look is in no snapshot.
+        again = look_closely(self._view.place, self._head, lambda _: None).seen.outside
+        if again != self.outside:
+            raise _changed(site, "something was written while it was looked at")
         self._base = f"{name}@{base_snapshot(txid)}"
         site.zfs.must("snapshot", self._base, lock=lock, shown=site.shown)
         return self._base

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
-from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number
+from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number, snapshot
 from protocol.errors import ConfigError, IntegrityError
 from protocol.paths import escape
 from protocol.value import Value
@@ -121,12 +121,18 @@ def take_survey(zfs: Zfs, dataset: str) -> Survey:
             generations[number] = _generation(number, name, row)
         elif _local(row, "dsg:reader"):
             readers.append(name)
+    standing = HeadValue.parse(head, dataset) if head else None
+    current = generations.get(standing.generation) if standing is not None else None
+    if standing is not None and current is not None and current.written is False:
+        # That is since the newest snapshot, which may be anybody's.
+        since = _written_since(zfs, snapshot(standing.seq), current.name)
+        generations[current.number] = current._replace(written=since)
     return Survey(
         dataset=dataset,
         folder=own.get("mountpoint", ("", ""))[0],
         format=format_,
         repo_id=repo_id,
-        head=HeadValue.parse(head, dataset) if head else None,
+        head=standing,
         generations=generations,
         readers=tuple(readers),
     )
@@ -168,6 +174,13 @@ def _read(zfs: Zfs, dataset: str) -> dict[str, Row]:
         if "@" not in name:
             rows.setdefault(name, {})[prop] = ("" if value == "-" else value, source)
     return rows
+
+
+def _written_since(zfs: Zfs, name: str, dataset: str) -> bool | None:
+    """Whether ``dataset`` was written to since its snapshot ``name``; None when that cannot be told."""
+    answer = zfs.run("get", "-H", "-p", "-o", "value", f"{_WRITTEN}@{name}", dataset)
+    value = answer.out.strip()
+    return value != "0" if answer.good and value.isdigit() else None
 
 
 def _generation(number: int, name: str, row: Row) -> Generation:

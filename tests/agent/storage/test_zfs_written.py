@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dsg_remote_agent.storage import looking
+from dsg_remote_agent.storage.zfs import standing
 from dsg_remote_agent.storage.zfs.command import Answer, Zfs
 from protocol.errors import OutsideChangeError
 from tests.agent.client import merged, tree_of
@@ -31,11 +32,14 @@ class Written:
         original, examine = Zfs.run, looking.examine
 
         def run(zfs: Zfs, *words: str, **options: Any) -> Answer:
+            since = [word.partition("@")[2] for word in words if word.startswith("written@")]
+            if since:
+                return self._since(zfs, original, since[0], words)
             asked = [word for word in words if word.endswith(",written")]
             plain = tuple(word.removesuffix(",written") for word in words)
             answer = original(zfs, *plain, **options)
             if words[0] == "snapshot" and answer.good:
-                self._remember(zfs, original, words[-1].partition("@")[0])
+                self._remember(zfs, original, *words[-1].split("@"))
             if asked and answer.good:
                 return Answer(answer.words, 0, answer.out + self._rows(answer.out), "")
             return answer
@@ -47,9 +51,16 @@ class Written:
         patch.setattr(Zfs, "run", run)
         patch.setattr(looking, "examine", counting)
 
-    def _remember(self, zfs: Zfs, run: Any, name: str) -> None:
+    def _remember(self, zfs: Zfs, run: Any, name: str, snapshot: str) -> None:
         where = run(zfs, "get", "-H", "-o", "value", "mountpoint", name).out.strip()
-        self._pictures[where] = picture(Path(where))
+        self._pictures[where] = self._pictures[f"{where}@{snapshot}"] = picture(Path(where))
+
+    def _since(self, zfs: Zfs, run: Any, snapshot: str, words: tuple[str, ...]) -> Answer:
+        where = run(zfs, "get", "-H", "-o", "value", "mountpoint", words[-1]).out.strip()
+        known = self._pictures.get(f"{where}@{snapshot}")
+        if known is None:
+            return Answer(words, 1, "", "bad property list: invalid property")
+        return Answer(words, 0, "0\n" if picture(Path(where)) == known else "4096\n", "")
 
     def _rows(self, out: str) -> str:
         rows = [line.split("\t") for line in out.splitlines()]
@@ -107,16 +118,45 @@ def test_an_edit_stops_the_sync(zfs_ground: ZfsGround, written: Written) -> None
     assert zfs_ground.generations() == ["g2"]
 
 
-def test_a_stray_goes_along_and_costs_one_look(zfs_ground: ZfsGround, written: Written) -> None:
+def test_a_stray_goes_along_and_costs_two_looks(zfs_ground: ZfsGround, written: Written) -> None:
     (zfs_ground.folder / "notes").write_bytes(b"somebody's")
     zfs_ground.sync({"a": b"2"})
-    assert written.looked == 1
+    assert written.looked == 2  # before and after it was frozen
     assert (zfs_ground.folder / "notes").read_bytes() == b"somebody's"
     # From now on a snapshot has it, and ZFS does not count it as written.
     zfs_ground.sync({"a": b"3"})
-    assert written.looked == 1
+    assert written.looked == 2
     assert (zfs_ground.folder / "notes").read_bytes() == b"somebody's"
     assert zfs_ground.generations() == ["g3"]
+    assert not [name for name in zfs_ground.snapshots() if "base" in name]
+
+
+def test_somebody_elses_snapshot_hides_no_edit(zfs_ground: ZfsGround, written: Written) -> None:
+    """``written`` counts from the newest snapshot, whoever took it."""
+    (zfs_ground.folder / "a").write_bytes(b"edited")
+    (head,) = zfs_ground.generations()
+    assert Zfs.find().run("snapshot", f"{zfs_ground.dataset}/{head}@hourly").good
+    with pytest.raises(OutsideChangeError, match="changed: a"):
+        zfs_ground.begin(zfs_ground.open())
+    assert tree_of(zfs_ground.folder)["a"] == b"edited"
+
+
+def test_what_is_written_behind_the_look_refuses_the_begin(
+    zfs_ground: ZfsGround, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head with strays is snapshotted as it is: an edit that was not seen would go along, or be lost."""
+    (zfs_ground.folder / "notes").write_bytes(b"somebody's")
+    freeze = standing.freeze
+
+    def late(*args: Any) -> None:
+        (zfs_ground.folder / "a").write_bytes(b"edited")
+        freeze(*args)
+
+    monkeypatch.setattr(standing, "freeze", late)
+    with pytest.raises(OutsideChangeError, match="while it was looked at"):
+        zfs_ground.begin(zfs_ground.open())
+    assert tree_of(zfs_ground.folder)["a"] == b"edited"
+    (zfs_ground.folder / "a").write_bytes(b"and on")  # it is not frozen any more
     assert not [name for name in zfs_ground.snapshots() if "base" in name]
 
 
