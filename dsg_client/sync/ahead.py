@@ -212,7 +212,8 @@ class BesideLook:
         with self._lock:
             pid, self._pid = self._pid, 0
             if pid:
-                os.waitpid(pid, 0)
+                with suppress(ChildProcessError):  # whoever started us has the system forget its children
+                    os.waitpid(pid, 0)
 
     def close(self) -> None:
         """Give it up, whatever it is at, and wait for its end."""

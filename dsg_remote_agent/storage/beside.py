@@ -65,7 +65,10 @@ class Beside:
     def _wait(self) -> int:
         pid, self._pid = self._pid, 0
         os.close(self._ends)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            return _NO  # whoever started us has the system forget its children
 
     def __enter__(self) -> Beside:
         return self
