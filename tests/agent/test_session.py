@@ -179,7 +179,9 @@ def wakings(process: subprocess.Popen[bytes]) -> dict[str, int]:
     return found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts in /proc")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="no /proc here; to have it: make test, on Linux"
+)
 def test_the_middle_of_a_payload_wakes_only_the_reader(tmp_path: Path) -> None:
     content = os.urandom(500_000)
     changes: list[Entry | str] = changes_of({"f": content}, [], {}, 1)

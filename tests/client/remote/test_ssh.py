@@ -99,7 +99,7 @@ async def gone(host: SshHost, limit: float = 5.0) -> bool:
 # It works.
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="TCP_QUICKACK is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="no TCP_QUICKACK here; to have it: make test, on Linux")
 async def test_nothing_of_a_sign_in_waits_for_an_acknowledgement(
     host: SshHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
