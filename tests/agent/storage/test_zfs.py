@@ -369,7 +369,8 @@ def test_the_lock_in_another_process_excludes(filled: ZfsGround) -> None:
     assert filled.generations() == ["g1"]
 
 
-def test_nothing_decides_without_reading_back() -> None:
+@pytest.mark.parametrize("unseen", [RemoteStorageError("it cannot be seen"), OSError("no more processes")])
+def test_nothing_decides_without_reading_back(unseen: Exception) -> None:
     """What decide() does with each answer, whatever ZFS says and then shows."""
     before = HeadValue(1, 1, "tx-before-001", "sha256:" + "0" * 64)
     value = HeadValue(2, 2, "tx-after-0001", "sha256:" + "1" * 64)
@@ -390,7 +391,7 @@ def test_nothing_decides_without_reading_back() -> None:
 
         def survey(self) -> Shown:
             if self._now is None:
-                raise RemoteStorageError("it cannot be seen")
+                raise unseen
             return Shown(self._now)
 
     for status, now, outcome in (
