@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -89,24 +90,24 @@ class ZfsWorld(World):
     def _snapshot(self, seq: int, record: str) -> dict[bytes, bytes]:
         """The contents in a snapshot, by digest, read by way of a clone: zfs-fuse shows no snapshots."""
         if record not in _contents:
-            found: dict[bytes, bytes] = {}
+            found: list[dict[bytes, bytes]] = []
             deadline = time.monotonic() + 20
             # Housekeeping goes on behind the reply: a listing made while it promotes shows a snapshot where
             # it was and where it is, or nowhere, and one that nobody committed may have the same number.
             # Whatever is found goes by its digest, so that all of them may be read.
             while not found:
                 assert time.monotonic() < deadline, f"s{seq} cannot be read"
-                for name in self.zfs.zfs(*_SNAPSHOTS, self.dataset).split():
-                    if name.endswith(f"@s{seq}"):
-                        found |= self._read_clone(name)
-            _contents[record] = found
+                listed = self.zfs.zfs(*_SNAPSHOTS, self.dataset).split()
+                read = [self._read_clone(name) for name in listed if name.endswith(f"@s{seq}")]
+                found = [contents for contents in read if contents is not None]
+            _contents[record] = dict(ChainMap(*found))
         return _contents[record]
 
-    def _read_clone(self, name: str) -> dict[bytes, bytes]:
-        """The contents in the snapshot ``name``; nothing when it has moved away."""
+    def _read_clone(self, name: str) -> dict[bytes, bytes] | None:
+        """The contents in the snapshot ``name``; None when it has moved away."""
         clone = f"{self.root.dataset}/look-{secrets.token_hex(4)}"
         if self.zfs.fails("clone", name, clone):
-            return {}
+            return None
         tree = read_tree(self.root.folder / ".gen" / clone.rpartition("/")[2])
         for attempt in range(10):
             time.sleep(0.02 * attempt)
