@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import msgpack
 
-from dsg_remote_agent.lock import Held
-from dsg_remote_agent.storage.base import Committed, Notice
-from dsg_remote_agent.storage.chain import Head
-from dsg_remote_agent.storage.finish import Carried, carry_out
-from dsg_remote_agent.storage.incoming import Incoming
+from dsg_remote_agent.storage.finish import carry_out
 from dsg_remote_agent.storage.layout import object_path, stands
 from dsg_remote_agent.storage.manifests import write_blocks
-from dsg_remote_agent.storage.merge import Step, merge
-from dsg_remote_agent.storage.place import Place, staged_manifest
+from dsg_remote_agent.storage.merge import Step
+from dsg_remote_agent.storage.open_transaction import OpenTransaction
+from dsg_remote_agent.storage.place import staged_manifest
 from dsg_remote_agent.storage.planned import check_planned
-from dsg_remote_agent.storage.statindex import StatIndex
-from protocol.codec import Buffer
+from dsg_remote_agent.storage.statindex import row_of
 from protocol.errors import (
     DsgError,
     HeadMovedError,
@@ -28,8 +23,7 @@ from protocol.errors import (
     RemoteProtocolError,
     RemoteStorageError,
 )
-from protocol.manifest import FILE, Entry, Manifest
-from protocol.messages import OutsideChanges
+from protocol.manifest import FILE, Entry
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.transaction import RemoteState
@@ -42,7 +36,6 @@ from protocol.tree.change import (
     Journal,
     JournalState,
     Staged,
-    Staging,
     decide,
     discard_prepared,
     read_journal,
@@ -52,78 +45,24 @@ from protocol.tree.fs import Kind
 
 __all__ = ["DirectoryTransaction"]
 
+# A clock that ticks more rarely cannot tell an edit soon after: what was placed is read at the next look.
+_FINE_NS = 25_000_000
 _KINDS = (Kind.FILE, Kind.LINK)
 
 
-class DirectoryTransaction:
-    """See :class:`dsg_remote_agent.storage.base.Transaction`."""
+class DirectoryTransaction(OpenTransaction):
+    """Everything is staged, and carried out after the decision as the journal says."""
 
-    def __init__(
-        self,
-        place: Place,
-        held: Held,
-        base: Head,
-        manifest: Manifest,
-        index: StatIndex,
-        looked: int,
-        outside: OutsideChanges,
-        notes: list[str],
-        notice: Notice,
-    ) -> None:
-        self.txid = held.claim.txid
-        self.state = RemoteState.NONE
-        self.outside = outside
-        self.notes = notes
-        self._place = place
-        self._held = held
-        self._base = base
-        self._manifest = manifest
-        self._index = index
-        self._looked = looked  # the file system's time before the index was looked at
-        self._notice = notice
-        self._staging = Staging(place.tree, self.txid)
-        self._incoming = Incoming(place, base, manifest, index, self._staging)
-        self._actions = _Spool()
-        self._record: SnapshotRecord | None = None
-        self._journal: Journal | None = None
-        self._next: tuple[StatIndex, array[int]] | None = None  # as the merge gave them
-        self._staging.open()
-        self.state = RemoteState.BEGUN
-
-    @property
-    def free(self) -> int:
-        return self._place.tree.free_bytes()
-
-    @property
-    def seq(self) -> int:
-        """The number of the snapshot being made."""
-        return self._incoming.seq
-
-    # Taking in.
-
-    def change(self, changes: Iterable[Entry | str]) -> int:
-        return self._incoming.change(changes, self.free)
-
-    def receive(self, payloads: Iterable[Buffer]) -> tuple[int, int]:
-        return self._incoming.receive(payloads)
-
-    def adopt(self, paths: Iterable[str], who: str) -> Iterator[Entry | str]:
-        yield from self._incoming.adopt(paths, who)
+    _actions: _Spool  # as the last prepare planned them
+    _journal: Journal | None = None
 
     # Preparing.
 
     def prepare(self, manifest: str, message: str, user: str, host: str) -> SnapshotRecord:
         place = self._place
         tree = place.tree
-        self._incoming.refuse_unadopted(self.outside)
-        self._notice("verifying")
         self._actions = _Spool()
-        merged = merge(self._manifest, self._index, self._incoming.changes(), self._plan)
-        if merged.digest != manifest:
-            raise IntegrityError(
-                f"the merged manifest has the digest {merged.digest}, the client expected {manifest}",
-                hint="run the same version of DSG on both machines, and sync again",
-            )
+        merged = self._merge(manifest, self._plan)
         record = self._incoming.record(self.txid, merged, message, user, host)
         write_blocks(tree, staged_manifest(self.txid), merged.parts)
         self._notice("flushing")
@@ -138,11 +77,8 @@ class DirectoryTransaction:
             actions=self._actions,
         )
         write_prepared(tree, journal)
-        self._record, self._journal = record, journal
-        self._next = merged.index, merged.brought
-        self.state = RemoteState.PREPARED
-        place.failpoints.reach(Moment.REMOTE_PREPARED)
-        return record
+        self._journal = journal
+        return self._prepared(record)
 
     def _plan(self, step: Step) -> None:
         """Add the action for one change; what it needs in staging and was not sent is made there."""
@@ -202,14 +138,9 @@ class DirectoryTransaction:
 
     # Ending.
 
-    def commit(self, record: str, proceed: Callable[[], None]) -> Committed:
+    def _check(self) -> None:
         place = self._place
-        tree = place.tree
-        prepared, journal = self._record, self._journal
-        assert prepared is not None and journal is not None
-        if prepared.digest != record:
-            raise RemoteProtocolError("the commit names another record than was prepared")
-        if not stands(tree, JOURNAL_PREPARED):
+        if not stands(place.tree, JOURNAL_PREPARED):
             raise IntegrityError(
                 f"the journal of transaction {self.txid} is gone from {place.shown}",
                 hint="somebody removed files below .dsg; sync again",
@@ -219,42 +150,16 @@ class DirectoryTransaction:
                 f"the head of {place.shown} is not the one this sync began with", hint="sync again"
             )
         self._notice("checking")
-        check_planned(tree, self._actions, self._incoming.adopted.rows)
-        place.failpoints.reach(Moment.REMOTE_CHECKED)
-        proceed()
-        self._decide()
-        self.state = RemoteState.DECIDED
-        notes: list[str] = []
-        try:
-            place.failpoints.reach(Moment.REMOTE_DECIDED)
-            self._notice("applying")
-            adopted = self._incoming.adopted.settled_rows(self._looked)
-            notes = carry_out(place, journal, self._carried(), adopted)
-        except Exception as error:  # noqa: BLE001  it is committed, whatever else went wrong
-            notes.append(
-                f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "
-                f"({error}); the next sync or 'dsg recover' does"
-            )
-        self.state = RemoteState.DONE
-        self._held.release()
-        return Committed(prepared.to_bytes(), notes)
+        check_planned(place.tree, self._actions, self._incoming.adopted.rows)
 
-    def _carried(self) -> Carried:
-        assert self._next is not None
-        index, brought = self._next
-        paths = (change.path for _, change in self._incoming.changes() if isinstance(change, Entry))
-        return Carried(
-            index=index.settled(self._place.tree, self._looked), brought=zip(brought, paths, strict=True)
-        )
-
-    def _decide(self) -> None:
+    def _decide(self, prepared: SnapshotRecord) -> None:
         try:
             decide(self._place.tree)
         except OSError as error:
             if not self._is_undecided():
                 # Visible, perhaps not durable. Nothing is built on it here; the next holder flushes first.
                 self.state = RemoteState.DONE
-                self._held.release()
+                self._let_go()
                 raise RemoteStorageError(
                     f"the decision of transaction {self.txid} could not be flushed: {error.strerror}",
                     hint="look for disk errors in the server's log, then run 'dsg recover'",
@@ -270,20 +175,22 @@ class DirectoryTransaction:
             return False
         return found is None or found[0] is JournalState.PREPARED
 
+    def _finish(self, prepared: SnapshotRecord) -> list[str]:
+        assert self._journal is not None
+        self._notice("applying")
+        carried = carry_out(self._place, self._journal, flushed=True)
+        # As they looked right after they were placed. An edit within the same tick of the clock, at the same
+        # size and with the mtime put back, is the one that this does not tell.
+        fine = self._place.tree.capabilities.time_grain_ns <= _FINE_NS
+        self._save_index(prepared, {path: row_of(stat) for path, stat in carried.placed} if fine else {})
+        return carried.notes
+
     def tidy(self) -> None:
         return None  # nothing is left over
 
-    def abort(self) -> None:
-        if self.state in (RemoteState.BEGUN, RemoteState.PREPARED):
-            self.state = RemoteState.ABORTED
-            try:
-                discard_prepared(self._place.tree)
-                self._staging.discard()
-            finally:
-                self._held.release()
-        elif self.state is RemoteState.DECIDED:
-            # An unexpected failure between decision and reply: the next holder of the lock goes on.
-            self._held.release()
+    def _undo(self) -> None:
+        discard_prepared(self._place.tree)
+        self._staging.discard()
 
 
 class _Spool:

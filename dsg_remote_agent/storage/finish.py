@@ -6,11 +6,10 @@ died, and needs the repository's exclusive lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 from dsg_remote_agent.storage.layout import manifest_path
 from dsg_remote_agent.storage.place import Place, staged_manifest
-from dsg_remote_agent.storage.statindex import IndexRow, StatIndex, row_of
 from protocol.errors import IntegrityError
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
@@ -26,22 +25,19 @@ from protocol.tree.change import (
     sweep,
 )
 from protocol.tree.change import finish as finish_journal
-from protocol.tree.fs import TreeFS
+from protocol.tree.fs import Stat, TreeFS
 from protocol.value import Value
 
 __all__ = ["Carried", "carry_out", "record_of", "settle"]
 
 _LONGEST_PROBE = 600  # seconds
-# A clock that ticks more rarely cannot tell an edit soon after: what was placed is read at the next look.
-_FINE_NS = 25_000_000
-_NO_ROWS: Mapping[str, IndexRow] = {}
 
 
 class Carried(Value):
-    """The new head's index, settled; the rows of what it ``brought`` (number and path) are still unknown."""
+    """What was carried out: notes on what was in the way, and how each path ``placed`` looked right after."""
 
-    index: StatIndex
-    brought: Iterable[tuple[int, str]]
+    notes: list[str]
+    placed: list[tuple[str, Stat]]
 
 
 def settle(place: Place) -> list[str]:
@@ -61,7 +57,7 @@ def settle(place: Place) -> list[str]:
                     hint="run 'dsg recover' against the original, then copy it again when no sync runs",
                 )
             notes.append(f"finished the committed transaction {journal.txid}")
-            notes += carry_out(place, journal)
+            notes += carry_out(place, journal).notes
     if sweep(tree, _Probes(tree, place.now)):
         notes.append("removed what unfinished transactions had left in staging")
     return notes
@@ -97,41 +93,28 @@ def record_of(place: Place, journal: Journal) -> SnapshotRecord:
     return SnapshotRecord.from_bytes(raw)
 
 
-def carry_out(
-    place: Place,
-    journal: Journal,
-    carried: Carried | None = None,
-    adopted: Mapping[str, IndexRow] = _NO_ROWS,
-) -> list[str]:
-    """Apply a decided journal, publish its snapshot, remove the journal; notes on what was found in the way.
+def carry_out(place: Place, journal: Journal, *, flushed: bool = False) -> Carried:
+    """Apply a decided journal, publish its snapshot, remove the journal.
 
     As long as the journal stands all of it can be repeated; it goes when all
-    of it is flushed. ``carried``, of whoever has just made the decision: to
-    write the new index from; ``adopted``: rows of paths that were taken in as
-    they are. OSError leaves the journal in place: the next holder of the lock
-    goes on.
+    of it is flushed. ``flushed``: the decision is known to be durable, as by
+    whoever has just made it. OSError leaves the journal in place: the next
+    holder of the lock goes on.
     """
     tree = place.tree
     record = record_of(place, journal)
-    applied = apply(tree, journal, Unexpected.RESCUE, flushed=carried is not None)
+    applied = apply(tree, journal, Unexpected.RESCUE, flushed=flushed)
     place.failpoints.reach(Step.REMOTE_APPLIED)
     _publish_manifest(place, record)
     place.chain.publish(record, durable=False)
     place.failpoints.reach(Step.REMOTE_PUBLISHED)
     saved = finish_journal(tree, journal, Unexpected.RESCUE)
-    if carried is not None:
-        # As they looked right after they were placed. An edit within the same tick of the clock, at the same
-        # size and with the mtime put back, is the one that this does not tell.
-        rows = {}
-        if tree.capabilities.time_grain_ns <= _FINE_NS:
-            rows = {path: row_of(stat) for path, stat in applied.stats}
-        rows.update(adopted)
-        _save_index(place, record, carried, rows)
     lost = [f"the new content of {escape(held.path)} was gone: {held.reason}" for held in applied.held]
-    return lost + [
+    kept = [
         f"{escape(path)} on the server had been changed outside DSG meanwhile; it was kept as {escape(where)}"
         for path, where in (*applied.rescued, *saved)
     ]
+    return Carried(lost + kept, applied.stats)
 
 
 def _publish_manifest(place: Place, record: SnapshotRecord) -> None:
@@ -140,15 +123,3 @@ def _publish_manifest(place: Place, record: SnapshotRecord) -> None:
         tree.move(staged_manifest(record.txid), manifest_path(record.seq))
     except FileNotFoundError:
         tree.stat(manifest_path(record.seq))  # moved before the crash
-
-
-def _save_index(place: Place, record: SnapshotRecord, carried: Carried, rows: Mapping[str, IndexRow]) -> None:
-    """Write the new head's index. It is a cache: a failure leaves the old one, which is still of use."""
-    for at, path in carried.brought:
-        row = rows.get(path)
-        if row is not None:
-            carried.index.put(at, row)
-    try:
-        carried.index.save(place.tree, record.digest)
-    except OSError:
-        return

@@ -1,0 +1,190 @@
+"""What a transaction is on every backend: what it began with, what it takes in, and the order of its end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from dsg_remote_agent.lock import Held
+from dsg_remote_agent.storage.base import Committed, Notice
+from dsg_remote_agent.storage.chain import Head
+from dsg_remote_agent.storage.incoming import Incoming
+from dsg_remote_agent.storage.merge import Merged, Step, merge
+from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
+from protocol.codec import Buffer
+from protocol.errors import IntegrityError, RemoteProtocolError
+from protocol.manifest import Entry, Manifest
+from protocol.messages import OutsideChanges
+from protocol.records import SnapshotRecord
+from protocol.transaction import RemoteState
+from protocol.transaction import Step as Moment
+from protocol.tree.change import Staging
+
+__all__ = ["OpenTransaction"]
+
+
+class OpenTransaction(ABC):
+    """See :class:`dsg_remote_agent.storage.base.Transaction`.
+
+    ``place``: the tree that is staged in. ``base``: the head that it began
+    with, with its ``manifest`` and stat ``index``. ``looked``: the file
+    system's time before the index was looked at.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        held: Held,
+        base: Head,
+        manifest: Manifest,
+        index: StatIndex,
+        looked: int,
+        outside: OutsideChanges,
+        notes: list[str],
+        notice: Notice,
+    ) -> None:
+        self.txid = held.claim.txid
+        self.state = RemoteState.NONE
+        self.outside = outside
+        self.notes = notes
+        self._place = place
+        self._held = held
+        self._base = base
+        self._manifest = manifest
+        self._index = index
+        self._looked = looked
+        self._notice = notice
+        self._staging = Staging(place.tree, self.txid)
+        self._incoming = Incoming(place, base, manifest, index, self._staging)
+        self._next: tuple[StatIndex, array[int]] | None = None  # as the merge gave them
+        self._record: SnapshotRecord | None = None  # when it is prepared
+        self._staging.open()
+        self.state = RemoteState.BEGUN
+
+    @property
+    def free(self) -> int:
+        return self._place.tree.free_bytes()
+
+    @property
+    def seq(self) -> int:
+        """The number of the snapshot being made."""
+        return self._incoming.seq
+
+    # Taking in.
+
+    def change(self, changes: Iterable[Entry | str]) -> int:
+        return self._incoming.change(changes, self.free)
+
+    def receive(self, payloads: Iterable[Buffer]) -> tuple[int, int]:
+        return self._incoming.receive(payloads)
+
+    def adopt(self, paths: Iterable[str], who: str) -> Iterator[Entry | str]:
+        yield from self._incoming.adopt(paths, who)
+
+    # Preparing.
+
+    @abstractmethod
+    def prepare(self, manifest: str, message: str, user: str, host: str) -> SnapshotRecord: ...
+
+    def _merge(self, manifest: str, plan: Callable[[Step], None]) -> Merged:
+        """The new manifest, which must have the digest ``manifest``; every change is given to ``plan``."""
+        self._incoming.refuse_unadopted(self.outside)
+        self._notice("verifying")
+        merged = merge(self._manifest, self._index, self._incoming.changes(), plan)
+        if merged.digest != manifest:
+            raise IntegrityError(
+                f"the merged manifest has the digest {merged.digest}, the client expected {manifest}",
+                hint="run the same version of DSG on both machines, and sync again",
+            )
+        self._next = merged.index, merged.brought
+        return merged
+
+    def _prepared(self, record: SnapshotRecord) -> SnapshotRecord:
+        """All but the decision is durable."""
+        self._record = record
+        self.state = RemoteState.PREPARED
+        self._place.failpoints.reach(Moment.REMOTE_PREPARED)
+        return record
+
+    # Ending.
+
+    def commit(self, record: str, proceed: Callable[[], None]) -> Committed:
+        prepared = self._record
+        assert prepared is not None
+        if prepared.digest != record:
+            raise RemoteProtocolError("the commit names another record than was prepared")
+        failpoints = self._place.failpoints
+        self._check()
+        failpoints.reach(Moment.REMOTE_CHECKED)
+        proceed()
+        self._decide(prepared)
+        self.state = RemoteState.DECIDED
+        notes: list[str] = []
+        try:
+            failpoints.reach(Moment.REMOTE_DECIDED)
+            for note in self._finish(prepared):
+                notes.append(note)  # noqa: PERF402  those before an error count
+        except Exception as error:  # noqa: BLE001  it is committed, whatever else went wrong
+            notes.append(
+                f"the snapshot s{prepared.seq} is committed, but the server could not finish carrying it out "
+                f"({error}); the next sync or 'dsg recover' does"
+            )
+        self.state = RemoteState.DONE
+        self._let_go()
+        return Committed(prepared.to_bytes(), notes)
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise unless head, tree and what was prepared are as they must be for the decision."""
+
+    @abstractmethod
+    def _decide(self, prepared: SnapshotRecord) -> None:
+        """The decision, durable when this returns."""
+
+    @abstractmethod
+    def _finish(self, prepared: SnapshotRecord) -> Iterable[str]:
+        """Carry out what was decided; notes for people. After an error the next holder goes on."""
+
+    def _save_index(self, record: SnapshotRecord, rows: Mapping[str, IndexRow]) -> None:
+        """Write the new head's stat index; ``rows``: of what this transaction placed, as it looks now.
+
+        It is a cache: a failure leaves the old one, which is still of use.
+        """
+        assert self._next is not None
+        place = self._place
+        index, brought = self._next
+        index = index.settled(place.tree, self._looked)
+        rows = {**rows, **self._incoming.adopted.settled_rows(self._looked)}
+        paths = (change.path for _, change in self._incoming.changes() if isinstance(change, Entry))
+        for at, path in zip(brought, paths, strict=True):
+            row = rows.get(path)
+            if row is not None:
+                index.put(at, row)
+        try:
+            index.save(place.tree, record.digest, place.outer)
+        except OSError:
+            return
+
+    @abstractmethod
+    def tidy(self) -> None: ...
+
+    def abort(self) -> None:
+        if self.state in (RemoteState.BEGUN, RemoteState.PREPARED):
+            self.state = RemoteState.ABORTED
+            try:
+                self._undo()
+            finally:
+                self._let_go()
+        elif self.state is RemoteState.DECIDED:
+            # An unexpected failure between decision and reply: the next holder of the lock goes on.
+            self._let_go()
+
+    @abstractmethod
+    def _undo(self) -> None:
+        """Destroy what was staged and prepared. What fails is left to recovery."""
+
+    def _let_go(self) -> None:
+        """Let the lock go, and all that this transaction keeps open."""
+        self._held.release()
