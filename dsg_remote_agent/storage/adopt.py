@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dsg_remote_agent.storage.outside import version_of
+from dsg_remote_agent.storage.content import version_of
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of, settled_before
 from protocol.errors import LocalProtocolError, OutsideChangeError, PathsRefusedError
 from protocol.manifest import FILE, LINK, Entry, Manifest

@@ -158,6 +158,16 @@ class Chain(Value):
         """The record ``seq`` of the chain that ends in ``head``; seq must be in it."""
         return self.parents(head, seq)[-1]
 
+    def wanted(self, head: Head, seq: int | None) -> tuple[bytes, SnapshotRecord]:
+        """The record of the snapshot that a reader wants (None: the head); IntegrityError for a newer one."""
+        seq = head.seq if seq is None else seq
+        if seq > head.seq:
+            raise IntegrityError(
+                f"{self.shown} has no snapshot s{seq}; its newest is s{head.seq}",
+                hint="was the repository restored from an older copy?",
+            )
+        return self.at(head, seq)
+
     def range(self, head: Head, first: int, last: int) -> list[bytes]:
         """Raw records ``first`` to ``last``, oldest first, each checked against the one after it."""
         last = min(last, head.seq)

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from dsg_remote_agent.storage.base import Source, Wanted
 from dsg_remote_agent.storage.chain import Head
+from dsg_remote_agent.storage.content import open_sized, read_if
 from dsg_remote_agent.storage.layout import READERS_LOCK, object_path
-from dsg_remote_agent.storage.outside import READ_BYTES, row_if
 from dsg_remote_agent.storage.place import Place
-from dsg_remote_agent.storage.statindex import IndexRow
-from protocol.digest import hasher
+from dsg_remote_agent.storage.statindex import IndexRow, row_if
 from protocol.errors import IntegrityError, LockedError
 from protocol.manifest import FILE, Manifest
 from protocol.paths import sort_key
@@ -39,13 +38,7 @@ class SnapshotFiles:
         self._lock: Lock | None = _shared_lock(place)
         try:
             self._head = place.chain.head()
-            seq = self._head.seq if seq is None else seq
-            if seq > self._head.seq:
-                raise IntegrityError(
-                    f"{place.shown} has no snapshot s{seq}; its newest is s{self._head.seq}",
-                    hint="was the repository restored from an older copy?",
-                )
-            self.raw, self.record = place.chain.at(self._head, seq)
+            self.raw, self.record = place.chain.wanted(self._head, seq)
         except BaseException:
             self.close()
             raise
@@ -125,28 +118,10 @@ class _Finder:
 
     def _hashed(self, wanted: Wanted) -> ReadFile | None:
         opened = self._open(wanted.path, wanted)
-        if opened is None:
-            return None
-        sums = hasher(self._place.marker.algorithm)
-        while chunk := opened.read(READ_BYTES):
-            sums.update(chunk)
-        if sums.digest() == wanted.content:
-            opened.seek(0)
-            return opened
-        opened.close()
-        return None
+        return opened and read_if(opened, wanted, self._place.marker.algorithm)
 
     def _open(self, path: str, wanted: Wanted) -> ReadFile | None:
-        try:
-            opened = self._place.tree.open_read(path)
-        except PermissionError:
-            raise
-        except OSError:
-            return None
-        if opened.stat().size == wanted.size:
-            return opened
-        opened.close()
-        return None
+        return open_sized(self._place.tree, path, wanted)
 
     def _open_staged(self, wanted: Wanted) -> ReadFile | None:
         if self._staged is None:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable
-from itertools import islice
-from typing import Protocol
 
 from dsg_remote_agent.storage.base import MAX_SHOWN
 from dsg_remote_agent.storage.beside import Beside
-from dsg_remote_agent.storage.livetree import Part, live_runs
+from dsg_remote_agent.storage.comparing import Known, compare, is_same
+from dsg_remote_agent.storage.content import version_of
+from dsg_remote_agent.storage.livetree import Part
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
-from protocol.digest import hasher
 from protocol.errors import OutsideChangeError
-from protocol.manifest import FILE, LINK, Entry, Manifest, Row
+from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
-from protocol.paths import escape, sort_key
+from protocol.paths import escape
 from protocol.tree.folders import look
-from protocol.tree.fs import GLANCE_NAMES, Kind, Stat, TreeFS
+from protocol.tree.fs import TreeFS
 from protocol.value import Value
 
 __all__ = ["Seen", "describe", "examine", "outside_error"]
 
-READ_BYTES = 1 << 20
 PATIENCE_S = 5.0
 WORTH_TWO = 4000  # entries from which on two processes look sooner than one
 MAX_SHOWN_BYTES = 512 * 1024  # an answer is one frame
@@ -103,19 +100,19 @@ def examine(
     not told: a client that has them goes on from there.
     """
     assert len(manifest) == len(index)
-    known = _Known(manifest, index)
+    known = Known(manifest, index)
     outcome = _Outcome(tree, manifest.algorithm, index, note, clock, passed_over, skip)
     edge = _middle(manifest) if len(manifest) >= WORTH_TWO else ""
     if not edge:
-        _compare(tree, known, outcome, tick)
+        compare(tree, known, outcome, tick)
     else:
         # The second half is nearly always as it should be, which another process can say.
-        with Beside(lambda tick: _is_same(tree, manifest, index, Part(edge, True), tick)) as second:
+        with Beside(lambda tick: is_same(tree, manifest, index, Part(edge, True), tick)) as second:
             begun = time.monotonic()
-            _compare(tree, known, outcome, tick, Part(edge, False))
+            compare(tree, known, outcome, tick, Part(edge, False))
             # It has as much to do. Should it ever hang, nobody is to wait for it.
             if not second.yes(tick, PATIENCE_S + 4 * (time.monotonic() - begun)):
-                _compare(tree, known, outcome, tick, Part(edge, True))
+                compare(tree, known, outcome, tick, Part(edge, True))
     return Seen(outcome.found.outside(), outcome.fresh or index, outcome.clock_ns)
 
 
@@ -128,112 +125,8 @@ def _middle(manifest: Manifest) -> str:
     return path.rpartition("/")[0]
 
 
-def _compare(
-    tree: TreeFS, known: _Known, outcome: _Taker, tick: Callable[[], None], part: Part | None = None
-) -> None:
-    """Walk the tree and what is known of it side by side; ``known`` stands where the part begins."""
-    for prefix, names, numbers in live_runs(tree, part):
-        tick()
-        count = len(names)
-        known.fill(count)
-        rows = known.numbers[:count]
-        # Nearly every file passes here and is done with.
-        if (
-            rows == numbers
-            and [row[0] for row in known.rows[:count]] == [prefix + name for name in names]
-            and UNKNOWN not in rows
-        ):
-            known.drop(count)
-            continue
-        for name, live in zip(names, numbers, strict=True):
-            path = prefix + name
-            key = sort_key(path)
-            while known.fill(1) and known.rows[0][0] != path and sort_key(known.rows[0][0]) < key:
-                outcome.deleted(known)
-            if known.rows and known.rows[0][0] == path:
-                outcome.both(known, live)
-            else:
-                outcome.added(path, live)
-    end = part.key if part is not None and not part.beyond else None
-    while known.fill(1) and (end is None or sort_key(known.rows[0][0]) < end):
-        tick()
-        outcome.deleted(known)
-
-
-def _is_same(
-    tree: TreeFS, manifest: Manifest, index: StatIndex, part: Part, tick: Callable[[], None]
-) -> bool:
-    """Whether everything in a part that goes on to the end is as the index knows it."""
-    known = _Known(manifest, index)
-    known.drop_before(part.key)
-    try:
-        _compare(tree, known, _Refusal(), tick, part)
-    except _DiffersError:
-        return False
-    return True
-
-
-class _Taker(Protocol):
-    """Takes what differs or must be looked at closely, one path at a time."""
-
-    def added(self, path: str, live: tuple[int, ...]) -> None: ...
-
-    def deleted(self, known: _Known) -> None: ...
-
-    def both(self, known: _Known, live: tuple[int, ...]) -> None: ...
-
-
-class _DiffersError(Exception):
-    """Something is not as it is known."""
-
-
-class _Refusal:
-    """Has enough of the first difference."""
-
-    def added(self, path: str, live: tuple[int, ...]) -> None:
-        if live:
-            raise _DiffersError
-
-    def deleted(self, known: _Known) -> None:
-        raise _DiffersError
-
-    def both(self, known: _Known, live: tuple[int, ...]) -> None:
-        if known.numbers[0] != live or not live[1]:
-            raise _DiffersError
-        known.drop(1)
-
-
-class _Known:
-    """Manifest and index, read as far as they are compared: lists of what comes next."""
-
-    def __init__(self, manifest: Manifest, index: StatIndex) -> None:
-        self._more_rows = manifest.rows()
-        self._more_numbers = index.numbers()
-        self.at = 0  # the number of the next entry
-        self.rows: list[Row] = []
-        self.numbers: list[tuple[int, ...]] = []
-
-    def fill(self, count: int) -> bool:
-        """Read on to hold ``count``; False when there are none left at all."""
-        missing = count - len(self.rows)
-        if missing > 0:
-            self.rows += islice(self._more_rows, missing)
-            self.numbers += islice(self._more_numbers, missing)
-        return bool(self.rows)
-
-    def drop(self, count: int) -> None:
-        self.at += count
-        del self.rows[:count], self.numbers[:count]
-
-    def drop_before(self, key: str) -> None:
-        """Go on to the first entry whose key is not less than ``key``."""
-        while self.fill(GLANCE_NAMES) and sort_key(self.rows[-1][0]) < key:
-            self.drop(len(self.rows))
-        self.drop(bisect_left(self.rows, key, key=lambda row: sort_key(row[0])))
-
-
 class _Outcome:
-    """Notes what differs, and reads what must be read; a :class:`_Taker`."""
+    """Notes what differs, and reads what must be read; a :class:`Taker`."""
 
     def __init__(
         self,
@@ -263,14 +156,14 @@ class _Outcome:
         else:
             self.found.note(self.found.added, path)
 
-    def deleted(self, known: _Known) -> None:
+    def deleted(self, known: Known) -> None:
         path = known.rows[0][0]
         if not self._passed_over(path):
             self.found.note(self.found.deleted, path)
         self._put(known.at, UNKNOWN)
         known.drop(1)
 
-    def both(self, known: _Known, live: tuple[int, ...]) -> None:
+    def both(self, known: Known, live: tuple[int, ...]) -> None:
         entry, row = Entry._make(known.rows[0]), known.numbers[0]
         if row != live or not row[1]:
             self._put(known.at, self._look(entry))
@@ -297,41 +190,6 @@ class _Outcome:
     def _put(self, at: int, row: IndexRow) -> None:
         self.fresh = self.fresh or self._index.copy()
         self.fresh.put(at, row)
-
-
-def version_of(
-    tree: TreeFS, path: str, stat: Stat, algorithm: str, like: Entry | None
-) -> tuple[int, bytes, bool] | None:
-    """The version that stands at ``path`` now, by reading it; None for what is neither file nor link.
-
-    Where the file system has no executable bit, it is taken from ``like``.
-    """
-    if stat.kind is Kind.LINK:
-        return LINK, tree.readlink(path).encode("utf-8", "surrogateescape"), False
-    if stat.kind is not Kind.FILE:
-        return None
-    if tree.capabilities.executable_bit:
-        executable = stat.executable
-    else:
-        executable = like is not None and like.kind == FILE and like.executable
-    return FILE, digest_of(tree, path, algorithm), executable
-
-
-def digest_of(tree: TreeFS, path: str, algorithm: str) -> bytes:
-    """The raw digest of the file at ``path``."""
-    sums = hasher(algorithm)
-    source = tree.open_read(path)
-    try:
-        while chunk := source.read(READ_BYTES):
-            sums.update(chunk)
-    finally:
-        source.close()
-    return sums.digest()
-
-
-def row_if(row: IndexRow, stat: Stat) -> bool:
-    """Whether a known row still fits."""
-    return bool(row.ctime_ns) and row == row_of(stat)
 
 
 def describe(outside: OutsideChanges, limit: int = 5) -> str:

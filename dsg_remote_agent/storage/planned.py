@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dsg_remote_agent.storage.outside import row_if
-from dsg_remote_agent.storage.statindex import IndexRow
+from dsg_remote_agent.storage.statindex import IndexRow, row_if
 from protocol.errors import OutsideChangeError
 from protocol.paths import escape
 from protocol.tree.change import Action

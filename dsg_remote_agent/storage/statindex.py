@@ -19,7 +19,7 @@ import msgpack
 from dsg_remote_agent.storage.layout import FORMAT, INDEX, TMP
 from protocol.tree.fs import Kind, Stat, TreeFS
 
-__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "file_clock", "row_of", "settled_before"]
+__all__ = ["UNKNOWN", "IndexRow", "StatIndex", "file_clock", "row_if", "row_of", "settled_before"]
 
 _MAGIC = b"DSGX1\n"
 _ROW = struct.Struct(">qqQQ")
@@ -68,6 +68,11 @@ def row_of(stat: Stat) -> IndexRow:
     if (stat.kind is not Kind.FILE and stat.kind is not Kind.LINK) or not stat.ctime_ns:
         return UNKNOWN
     return IndexRow(stat.mtime_ns, stat.ctime_ns, stat.inode, stat.size)
+
+
+def row_if(row: IndexRow, stat: Stat) -> bool:
+    """Whether a known row still fits."""
+    return bool(row.ctime_ns) and row == row_of(stat)
 
 
 class StatIndex:

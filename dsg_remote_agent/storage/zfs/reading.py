@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 
 from dsg_remote_agent.storage.base import Source, Wanted
 from dsg_remote_agent.storage.chain import Head
+from dsg_remote_agent.storage.content import open_sized, read_if
 from dsg_remote_agent.storage.history import LiveRows
-from dsg_remote_agent.storage.outside import READ_BYTES, row_if
+from dsg_remote_agent.storage.statindex import row_if
 from dsg_remote_agent.storage.zfs.command import Trouble, failure
 from dsg_remote_agent.storage.zfs.mounts import destroy, open_root, open_tree
 from dsg_remote_agent.storage.zfs.names import reader_name, snapshot
 from dsg_remote_agent.storage.zfs.site import Site, View
-from protocol.digest import hasher
 from protocol.errors import DsgError, IntegrityError
 from protocol.manifest import Manifest
 from protocol.tree.fs import ReadFile
@@ -37,13 +37,7 @@ class SnapshotFiles:
         _, self._view, self._head = site.head()
         self._snapshot: Snapshot | None = None
         try:
-            seq = self._head.seq if seq is None else seq
-            if seq > self._head.seq:
-                raise IntegrityError(
-                    f"{site.shown} has no snapshot s{seq}; its newest is s{self._head.seq}",
-                    hint="was the repository restored from an older copy?",
-                )
-            self.raw, self.record = self._view.place.chain.at(self._head, seq)
+            self.raw, self.record = self._view.place.chain.wanted(self._head, seq)
         except BaseException:
             self.close()
             raise
@@ -69,7 +63,7 @@ class SnapshotFiles:
     def _from_snapshot(self, wanted: Wanted) -> ReadFile | None:
         if self._snapshot is None:
             self._snapshot = Snapshot.open(self._site, self.record.seq)
-        return _open(self._snapshot.tree, wanted)
+        return open_sized(self._snapshot.tree, wanted.path, wanted)
 
 
 class _Live:
@@ -83,32 +77,10 @@ class _Live:
     def open(self, wanted: Wanted) -> ReadFile | None:
         """The file at the path when it has the wanted content; read to know that unless the index does."""
         row = self._rows.row_of(wanted)
-        opened = _open(self._tree, wanted)
-        if opened is None:
-            return None
-        if row is not None and row_if(row, opened.stat()):
+        opened = open_sized(self._tree, wanted.path, wanted)
+        if opened is None or (row is not None and row_if(row, opened.stat())):
             return opened
-        sums = hasher(self._algorithm)
-        while chunk := opened.read(READ_BYTES):
-            sums.update(chunk)
-        if sums.digest() == wanted.content:
-            opened.seek(0)
-            return opened
-        opened.close()
-        return None
-
-
-def _open(tree: PosixTree, wanted: Wanted) -> ReadFile | None:
-    try:
-        opened = tree.open_read(wanted.path)
-    except PermissionError:
-        raise
-    except OSError:
-        return None
-    if opened.stat().size == wanted.size:
-        return opened
-    opened.close()
-    return None
+        return read_if(opened, wanted, self._algorithm)
 
 
 class Snapshot:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dsg_remote_agent.storage import outside
+from dsg_remote_agent.storage import comparing, outside
 from dsg_remote_agent.storage.beside import Beside
 from dsg_remote_agent.storage.outside import examine
 from dsg_remote_agent.storage.statindex import UNKNOWN, IndexRow, StatIndex, row_of
@@ -72,7 +72,7 @@ def test_the_same_as_path_by_path(
 ) -> None:
     monkeypatch.setattr(outside, "WORTH_TWO", 1 if processes == 2 else 1 << 30)
     monkeypatch.setattr(posix, "GLANCE_NAMES", ROOM)
-    monkeypatch.setattr(outside, "GLANCE_NAMES", ROOM)
+    monkeypatch.setattr(comparing, "GLANCE_NAMES", ROOM)
     for attempt in range(150):
         folder = tmp_path / str(attempt)
         folder.mkdir()
@@ -226,7 +226,7 @@ def test_a_second_process_that_is_killed_vouches_for_nothing(
 
     monkeypatch.setattr(outside, "WORTH_TWO", 1)
     monkeypatch.setattr(outside, "Beside", Killed)
-    monkeypatch.setattr(outside, "_is_same", lambda *_: time.sleep(60))
+    monkeypatch.setattr(outside, "is_same", lambda *_: time.sleep(60))
     assert list(examine(tree, manifest, index, note=lambda _: None).outside.modified) == ["d/f039"]
     assert said == [False]
     tree.close()
@@ -239,6 +239,6 @@ def test_who_believes_the_second_process_blindly_misses_edits(
     tree, manifest, index = grown(tmp_path)
     (tmp_path / "d" / "f039").write_text("edited")
     monkeypatch.setattr(outside, "WORTH_TWO", 1)
-    monkeypatch.setattr(outside, "_is_same", lambda *_: True)
+    monkeypatch.setattr(outside, "is_same", lambda *_: True)
     assert not examine(tree, manifest, index, note=lambda _: None).outside.modified
     tree.close()

@@ -11,8 +11,8 @@ import pytest
 
 from dsg_remote_agent.call import Gone
 from dsg_remote_agent.dispatch import few
+from dsg_remote_agent.storage import content as content_module
 from dsg_remote_agent.storage import looking as looking_module
-from dsg_remote_agent.storage import outside as outside_module
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.layout import INDEX, manifest_path, record_path
 from protocol.errors import OutsideChangeError, PathsRefusedError
@@ -44,13 +44,13 @@ def outside(
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
-    original = outside_module.digest_of
+    original = content_module.digest_of
 
     def counting(tree: object, path: str, algorithm: str) -> bytes:
         read.append(path)
         return original(tree, path, algorithm)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(outside_module, "digest_of", counting)
+    monkeypatch.setattr(content_module, "digest_of", counting)
     return read
 
 
