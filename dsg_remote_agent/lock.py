@@ -31,7 +31,7 @@ _NOTE_TRIES = 25
 
 
 class Held(Value):
-    """The lock, held until :meth:`release` or the end of the process."""
+    """The lock, held until :meth:`release` or the end of the process; a context manager."""
 
     tree: TreeFS
     lock: Lock
@@ -48,6 +48,12 @@ class Held(Value):
         except OSError:
             pass  # a stale note is harmless; keeping the lock would not be
         self.lock.release()
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def take(tree: TreeFS, claim: Claim, shown: str, now: Callable[[], int]) -> Held:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from dsg_remote_agent.lock import Held, read_holder, take
+from dsg_remote_agent.lock import Held, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
 from dsg_remote_agent.storage.chain import head_moved
 from dsg_remote_agent.storage.directory_transaction import DirectoryTransaction
@@ -13,6 +12,7 @@ from dsg_remote_agent.storage.finish import settle
 from dsg_remote_agent.storage.history import SnapshotFiles
 from dsg_remote_agent.storage.layout import BACKEND, read_marker, read_settings
 from dsg_remote_agent.storage.looking import Look, keep_index, look_ahead, look_closely
+from dsg_remote_agent.storage.open_transaction import find_outcome
 from dsg_remote_agent.storage.outside import examine, outside_error
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.repair import rebuild_head
@@ -86,13 +86,13 @@ class DirectoryRepository:
         self._ahead = look_ahead(self._place, tick)
 
     def recover(self, claim: Claim) -> list[str]:
-        with self._locked(claim):
+        with self._take(claim):
             notes = settle(self._place)
             return notes + rebuild_head(self._place)
 
     def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> DirectoryTransaction:
         place = self._place
-        held = take(place.tree, claim, place.shown, place.now)
+        held = self._take(claim)
         try:
             place.failpoints.reach(Step.REMOTE_LOCKED)
             notes = settle(place)
@@ -122,33 +122,16 @@ class DirectoryRepository:
         return self._place.chain.committed(txid, head.seq if seq is None else seq)
 
     def outcome(self, claim: Claim, seq: int) -> tuple[Outcome, bytes]:
-        place = self._place
-        raw = place.chain.committed(claim.txid, seq)
-        if raw is not None:
-            return Outcome.COMMITTED, raw
-        try:
-            with self._locked(claim):
-                # Settling destroys whatever this transaction staged: it cannot commit any more.
-                settle(place)
-                raw = place.chain.committed(claim.txid, seq)
-        except LockedError:
-            # It may have committed between the two looks.
-            raw = place.chain.committed(claim.txid, seq)
-            if raw is not None:
-                return Outcome.COMMITTED, raw
-            holder = read_holder(place.tree)
-            if holder is not None and holder.txid == claim.txid:
-                return Outcome.RUNNING, b""
-            raise
-        return (Outcome.ABORTED, b"") if raw is None else (Outcome.COMMITTED, raw)
+        return find_outcome(
+            claim.txid,
+            self._place.tree,
+            lambda: self._place.chain.committed(claim.txid, seq),
+            lambda: self._take(claim),
+            lambda _: settle(self._place),
+        )
 
-    @contextmanager
-    def _locked(self, claim: Claim) -> Iterator[Held]:
-        held = take(self._place.tree, claim, self._place.shown, self._place.now)
-        try:
-            yield held
-        finally:
-            held.release()
+    def _take(self, claim: Claim) -> Held:
+        return take(self._place.tree, claim, self._place.shown, self._place.now)
 
 
 def _planned_paths(tree: TreeFS) -> frozenset[str]:

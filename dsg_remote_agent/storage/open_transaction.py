@@ -1,4 +1,4 @@
-"""What a transaction is on every backend: what it began with, what it takes in, and the order of its end."""
+"""What a transaction is on every backend: what it takes in, the order of its end, and what became of it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from dsg_remote_agent.lock import Held
-from dsg_remote_agent.storage.base import Committed, Notice
+from dsg_remote_agent.lock import Held, read_holder
+from dsg_remote_agent.storage.base import Committed, Notice, Outcome
 from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.incoming import Incoming
 from dsg_remote_agent.storage.merge import Merged, Step, merge
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
 from protocol.codec import Buffer
-from protocol.errors import IntegrityError, RemoteProtocolError
+from protocol.errors import IntegrityError, LockedError, RemoteProtocolError
 from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
 from protocol.transaction import RemoteState
 from protocol.transaction import Step as Moment
 from protocol.tree.change import Staging
+from protocol.tree.fs import TreeFS
 
-__all__ = ["OpenTransaction"]
+__all__ = ["OpenTransaction", "find_outcome"]
 
 
 class OpenTransaction(ABC):
@@ -188,3 +189,35 @@ class OpenTransaction(ABC):
     def _let_go(self) -> None:
         """Let the lock go, and all that this transaction keeps open."""
         self._held.release()
+
+
+def find_outcome(
+    txid: str,
+    tree: TreeFS,
+    committed: Callable[[], bytes | None],
+    take: Callable[[], Held],
+    settle: Callable[[Held], object],
+) -> tuple[Outcome, bytes]:
+    """What became of transaction ``txid``, with its record when it committed.
+
+    ``tree`` has the lock, which ``take`` takes. "Aborted" is said only after
+    ``settle``, under the lock, has destroyed whatever the transaction staged:
+    it cannot commit any more. LockedError when another one runs.
+    """
+    raw = committed()
+    if raw is not None:
+        return Outcome.COMMITTED, raw
+    try:
+        with take() as held:
+            settle(held)
+            raw = committed()
+    except LockedError:
+        # It may have committed between the two looks.
+        raw = committed()
+        if raw is not None:
+            return Outcome.COMMITTED, raw
+        holder = read_holder(tree)
+        if holder is not None and holder.txid == txid:
+            return Outcome.RUNNING, b""
+        raise
+    return (Outcome.ABORTED, b"") if raw is None else (Outcome.COMMITTED, raw)

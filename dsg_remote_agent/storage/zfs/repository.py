@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from dsg_remote_agent.lock import Held, read_holder, take
+from dsg_remote_agent.lock import Held, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
 from dsg_remote_agent.storage.chain import Head, head_moved
 from dsg_remote_agent.storage.layout import ZFS, read_settings
 from dsg_remote_agent.storage.looking import Look, keep_index, look_ahead, look_closely
+from dsg_remote_agent.storage.open_transaction import find_outcome
 from dsg_remote_agent.storage.outside import Seen, examine, outside_error
 from dsg_remote_agent.storage.statindex import file_clock
 from dsg_remote_agent.storage.zfs.clone import Clone
@@ -21,7 +21,7 @@ from dsg_remote_agent.storage.zfs.site import Site, View
 from dsg_remote_agent.storage.zfs.standing import Standing
 from dsg_remote_agent.storage.zfs.survey import Survey, take_survey
 from dsg_remote_agent.storage.zfs.transaction import ZfsTransaction
-from protocol.errors import ConfigError, LockedError
+from protocol.errors import ConfigError
 from protocol.messages import OutsideChanges
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
@@ -106,12 +106,12 @@ class ZfsRepository:
                 self._ahead = look_ahead(view.place, tick)
 
     def recover(self, claim: Claim) -> list[str]:
-        with self._locked(claim) as held:
+        with self._take(claim) as held:
             return settle(self.site, held.fileno())[0]
 
     def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> ZfsTransaction:
         site = self.site
-        held = take(site.outer, claim, site.shown, site.now)
+        held = self._take(claim)
         try:
             site.failpoints.reach(Step.REMOTE_LOCKED)
             lock = held.fileno()
@@ -198,32 +198,16 @@ class ZfsRepository:
             return view.place.chain.committed(txid, head.seq if seq is None else seq)
 
     def outcome(self, claim: Claim, seq: int) -> tuple[Outcome, bytes]:
-        raw = self.committed(claim.txid, seq)
-        if raw is not None:
-            return Outcome.COMMITTED, raw
-        try:
-            with self._locked(claim) as held:
-                # Settling destroys whatever this transaction prepared: it cannot commit any more.
-                settle(self.site, held.fileno())
-                raw = self.committed(claim.txid, seq)
-        except LockedError:
-            # It may have committed between the two looks.
-            raw = self.committed(claim.txid, seq)
-            if raw is not None:
-                return Outcome.COMMITTED, raw
-            holder = read_holder(self.site.outer)
-            if holder is not None and holder.txid == claim.txid:
-                return Outcome.RUNNING, b""
-            raise
-        return (Outcome.ABORTED, b"") if raw is None else (Outcome.COMMITTED, raw)
+        return find_outcome(
+            claim.txid,
+            self.site.outer,
+            lambda: self.committed(claim.txid, seq),
+            lambda: self._take(claim),
+            lambda held: settle(self.site, held.fileno()),
+        )
 
-    @contextmanager
-    def _locked(self, claim: Claim) -> Iterator[Held]:
-        held = take(self.site.outer, claim, self.site.shown, self.site.now)
-        try:
-            yield held
-        finally:
-            held.release()
+    def _take(self, claim: Claim) -> Held:
+        return take(self.site.outer, claim, self.site.shown, self.site.now)
 
 
 def open_outer(survey: Survey) -> PosixTree:
