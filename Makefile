@@ -2,19 +2,23 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-crash bench format clean venv packages
+.PHONY: help demo test check test-crash test-openzfs bench format clean venv packages
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes at once; the tests of one file stay together, so that they share a server.
 PARALLEL := -n 2 --dist loadfile
+# What runs that machine, and what builds it.
+MACHINE := qemu-system-x86 mmdebstrap e2fsprogs cpio zstd kmod gcc make libc6-dev libelf1
+# All combinations, instead of some that stand for the others: make test-openzfs FULL=1
+FULL ?=
 # Extra words for pytest and for the benchmark: make test ARGS='-k recovery', make bench ARGS='--pairs 9 --delay 20'
 ARGS ?=
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-		while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: packages venv ## Two people sync a real data set through a server on this machine, into ./demo/
 	@$(BIN)/python -m tests.demo $(ARGS)
@@ -31,6 +35,11 @@ check: venv ## Format, lint, types, import contracts and the fast tests (under 2
 
 test-crash: packages venv ## The whole fault lane: every step, fault and next command
 	@DSG_FULL=1 $(BIN)/python -m pytest -n 2 --dist load tests/crash $(ARGS)
+
+test-openzfs: packages venv ## The ZFS backend on a kernel's OpenZFS, in a virtual machine (FULL=1: all of it)
+	@.ci/packages $(MACHINE)
+	@$(BIN)/python -m tests.hosts.openzfs
+	@DSG_FULL=$(FULL) $(BIN)/python -m pytest tests/openzfs $(ARGS)
 
 bench: packages venv ## dsg beside rsync over one sshd: times, bytes on the wire, peak memory
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -6,6 +6,8 @@
 * ``@pytest.mark.slow``: real servers and many processes; ``make check``
   leaves these out, ``make test`` runs all. Whole folders of such tests are
   marked here (``SLOW_FOLDERS``).
+* ``tests/openzfs`` runs when it is named: ``make test-openzfs`` does, after
+  it has built the virtual machine that those tests need.
 * ``@pytest.mark.needs("sshd")``: programs the test cannot do without. Where
   one is missing the test is skipped with the command that provides it; in CI
   (``CI`` is set) it fails instead, as does any test skipped with a reason
@@ -43,7 +45,10 @@ PACKAGES = {
 }
 
 # Every test below these runs whole commands, each several processes.
-SLOW_FOLDERS = ("e2e", "crash")
+SLOW_FOLDERS = ("e2e", "crash", "openzfs")
+
+# Left out unless it is named.
+NAMED_FOLDER = Path(__file__).resolve().parent / "openzfs"
 
 # Variables of the person who runs the tests that would change what is tested.
 FOREIGN_VARIABLES = (
@@ -79,6 +84,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = int(os.environ.get("DSG_SEED") or secrets.randbelow(1 << 32))
     if getattr(config.option, "hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.option.seed)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path == NAMED_FOLDER:
+        named = [(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args]
+        return not any(path.is_relative_to(NAMED_FOLDER) for path in named) or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

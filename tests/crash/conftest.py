@@ -38,9 +38,7 @@ def line() -> Iterator[Line]:
     """Everybody reaches the server directly, but ann goes through a proxy."""
     with ssh_host() as host:
         host.install_agent()
-        noted = host.bin / "noted-agent"
-        noted.write_text(NOTED_AGENT)
-        noted.chmod(0o755)
+        host.install_program("noted-agent", NOTED_AGENT)
         people = People(host)
         with Proxy(host.port) as proxy:
             ann = people.machine("ann")

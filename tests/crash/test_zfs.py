@@ -24,9 +24,7 @@ def zfs_base(zfs_host: ZfsFuse, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A world at the crossroads, on ZFS; this thread is in the namespace that sees it. Copy it."""
     with zfs_host.entered(), ssh_host() as host:
         host.install_agent()
-        noted = host.bin / "noted-agent"
-        noted.write_text(NOTED_AGENT)
-        noted.chmod(0o755)
+        host.install_program("noted-agent", NOTED_AGENT)
         world = ZfsWorld(ZfsPeople(host, zfs_host), tmp_path_factory.mktemp("base"))
         at_the_crossroads(world)
         yield world

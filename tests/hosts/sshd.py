@@ -279,6 +279,10 @@ class SshHost:
         )
         return _script(self.bin / "dsg-remote-agent", command or text)
 
+    def install_program(self, name: str, text: str) -> None:
+        """Put a script on the server's PATH."""
+        _script(self.bin / name, text)
+
     def set_environment(self, variables: Mapping[str, str]) -> None:
         """Variables of every session that begins from now on (replaces earlier ones)."""
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]

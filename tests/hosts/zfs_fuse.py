@@ -26,10 +26,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attrs import frozen
 
 from tests.conftest import find_program, skip_unless_root
 from tests.hosts.sshd import state_of
+from tests.hosts.zfs_host import ZfsHost, ZfsRoot
 
 __all__ = ["ZfsFuse", "ZfsRoot", "zfs_fuse"]
 
@@ -43,15 +43,7 @@ _LIMIT = 30.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@frozen
-class ZfsRoot:
-    """A dataset below which repositories are made: ``dataset``, and the folder with their links."""
-
-    dataset: str
-    folder: Path
-
-
-class ZfsFuse:
+class ZfsFuse(ZfsHost):
     """A running zfs-fuse with one pool."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,11 +69,11 @@ class ZfsFuse:
                     "in a container with --cap-add SYS_ADMIN"
                 )
             try:
-                self._run("mount", "--make-rprivate", "/")
+                self.run("mount", "--make-rprivate", "/")
                 self._let_go_of_others()
                 for covered in _COVERED:
                     os.makedirs(covered, exist_ok=True)
-                    self._run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", covered)
+                    self.run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", covered)
                 self._namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             finally:
                 _set_namespace(home)
@@ -139,7 +131,7 @@ class ZfsFuse:
             self.pid = int(started.stdout)
             deadline = time.monotonic() + _LIMIT
             # It says nothing when it is ready, and imports its pools before it answers.
-            while self._try("zpool", "list").returncode:
+            while self.attempt("zpool", "list").returncode:
                 assert state_of(self.pid), (self.folder / "daemon.log").read_text()
                 assert time.monotonic() < deadline, "zfs-fuse does not answer"
                 time.sleep(0.02)
@@ -183,20 +175,7 @@ class ZfsFuse:
 
     # Commands
 
-    def zfs(self, *words: str) -> str:
-        """What ``zfs WORDS`` prints; AssertionError when it fails."""
-        return self._run("zfs", *words)
-
-    def zpool(self, *words: str) -> str:
-        """The same for ``zpool``."""
-        return self._run("zpool", *words)
-
-    def fails(self, *words: str) -> bool:
-        """Whether ``zfs WORDS`` fails."""
-        return self._try("zfs", *words).returncode != 0
-
     def send(self, snapshot: str, target: str) -> None:
-        """Copy a dataset with its snapshots up to this one to the new dataset ``target``."""
         program = find_program("zfs")
         assert program is not None
         sender = subprocess.Popen([program, "send", "-R", snapshot], stdout=subprocess.PIPE, cwd="/")
@@ -211,31 +190,7 @@ class ZfsFuse:
         )
         assert sender.wait(_LIMIT) == 0 and done.returncode == 0, done.stderr
 
-    def make_root(self, name: str) -> ZfsRoot:
-        """A dataset for repositories, made as the administrator's guide says."""
-        root = ZfsRoot(f"{self.pool}/{name}", self.mountpoint / name)
-        self.zfs(
-            "create", "-o", "canmount=off", "-o", "atime=off", "-o", f"mountpoint={root.folder}/.gen",
-            root.dataset,
-        )  # fmt: skip
-        (root.folder / ".gen").mkdir(parents=True)
-        return root
-
-    def discard(self, root: ZfsRoot) -> None:
-        """Let go of what a test made; what somebody still uses stays until the daemon ends."""
-        self._try("zfs", "destroy", "-r", root.dataset)
-
-    def datasets(self, root: ZfsRoot, kind: str = "filesystem") -> list[str]:
-        """The names of what lies below a root: ``filesystem`` or ``snapshot``."""
-        listed = self.zfs("list", "-H", "-r", "-t", kind, "-o", "name", root.dataset).split("\n")
-        return [name for name in listed if name and name != root.dataset]
-
-    def _run(self, *words: str) -> str:
-        done = self._try(*words)
-        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def _try(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
         program = find_program(words[0])
         assert program is not None, words[0]
         return subprocess.run(

@@ -1,0 +1,33 @@
+"""The worlds on a kernel's OpenZFS: one machine for the whole run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.zfs import ZfsPeople, ZfsWorld
+from tests.hosts.openzfs.guest import Guest, openzfs_guest
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def guest() -> Iterator[Guest]:
+    """The machine; whoever kills it starts it again."""
+    with openzfs_guest() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def people(guest: Guest) -> ZfsPeople:
+    """Who can sign in to it."""
+    return ZfsPeople(guest, guest)
+
+
+@pytest.fixture
+def world(people: ZfsPeople, tmp_path: Path) -> ZfsWorld:
+    """A world with no repository and nobody in it yet."""
+    return ZfsWorld(people, tmp_path)
