@@ -12,7 +12,7 @@ from dsg_remote_agent.places import resolve
 from dsg_remote_agent.roots import Roots
 from dsg_remote_agent.storage.base import Claim, Repository, Transaction
 from dsg_remote_agent.storage.faults import explain
-from protocol.errors import DsgError, NotPermittedError, RemoteProtocolError
+from protocol.errors import NotPermittedError, RemoteProtocolError
 from protocol.messages import METHODS, Phase, Role, parse_request, to_wire
 from protocol.transaction import TRANSITIONS, Failpoints
 from protocol.value import Value
@@ -90,13 +90,13 @@ class Agent:
 
     def close(self) -> None:
         """Abort what is open and let every lock go."""
-        failures = []
+        failures: list[Exception] = []
         for opened in self.opened.values():
             try:
                 if opened.transaction is not None:
                     opened.transaction.abort()
-            except (OSError, DsgError) as error:
-                failures.append(error)  # the next agent does it; the others are still to be closed
+            except Exception as error:  # noqa: BLE001  it is raised when the others are closed, too
+                failures.append(error)  # the next agent does it
             opened.repository.close()
         self.opened.clear()
         if failures:

@@ -34,7 +34,7 @@ from protocol.transaction import RemoteState, Step
 
 __all__: list[str] = []
 
-_OPEN = (RemoteState.BEGUN, RemoteState.PREPARED, RemoteState.DECIDED)
+_OPEN = (RemoteState.BEGUN, RemoteState.PREPARED, RemoteState.DECIDING, RemoteState.DECIDED)
 
 
 @answers(Begin)
@@ -102,7 +102,7 @@ def commit(agent: Agent, call: Call, request: Commit) -> None:
     transaction = agent.transaction(request.repo, request.txid, call.method)
     try:
         done = transaction.commit(request.record, call.proceed)
-    except (DsgError, OSError) as error:
+    except Exception as error:
         if not isinstance(error, DsgError) or error.outcome is DsgOutcome.ABORTED:
             # The client is told that nothing holds: that must be so when it hears it.
             transaction.abort()

@@ -102,6 +102,7 @@ class RemoteState(Enum):
     NONE = "none"
     BEGUN = "begun"  # lock held, staging exists
     PREPARED = "prepared"  # everything durable but the decision
+    DECIDING = "deciding"  # the decision may be durable or not: nothing is undone any more
     DECIDED = "decided"  # committed; publishing
     DONE = "done"  # replied; lock released
     ABORTED = "aborted"  # staging destroyed; lock released

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgpack
 
+from dsg_remote_agent.storage.faults import explain
 from dsg_remote_agent.storage.finish import carry_out
 from dsg_remote_agent.storage.layout import object_path, stands
 from dsg_remote_agent.storage.manifests import write_blocks
@@ -26,7 +27,6 @@ from protocol.errors import (
 from protocol.manifest import FILE, Entry
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
-from protocol.transaction import RemoteState
 from protocol.transaction import Step as Moment
 from protocol.tree.actions import TRASH
 from protocol.tree.change import (
@@ -156,16 +156,14 @@ class DirectoryTransaction(OpenTransaction):
         try:
             decide(self._place.tree)
         except OSError as error:
-            if not self._is_undecided():
-                # Visible, perhaps not durable. Nothing is built on it here; the next holder flushes first.
-                self.state = RemoteState.DONE
-                self._let_go()
-                raise RemoteStorageError(
-                    f"the decision of transaction {self.txid} could not be flushed: {error.strerror}",
-                    hint="look for disk errors in the server's log, then run 'dsg recover'",
-                    outcome=Outcome.IN_DOUBT,
-                ) from error
-            raise
+            if self._is_undecided():
+                raise explain(error, self._place.shown) from error
+            # Visible, perhaps not durable: the next holder of the lock flushes first.
+            raise RemoteStorageError(
+                f"the decision of transaction {self.txid} could not be flushed: {error.strerror}",
+                hint="look for disk errors in the server's log, then run 'dsg recover'",
+                outcome=Outcome.IN_DOUBT,
+            ) from error
 
     def _is_undecided(self) -> bool:
         """Whether the disk says so; False too when it cannot be asked: then nothing may be undone."""

@@ -14,7 +14,8 @@ from dsg_remote_agent.storage.merge import Merged, Step, merge
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.statindex import IndexRow, StatIndex
 from protocol.codec import Buffer
-from protocol.errors import IntegrityError, LockedError, RemoteProtocolError
+from protocol.errors import DsgError, IntegrityError, InternalError, LockedError, RemoteProtocolError
+from protocol.errors import Outcome as DsgOutcome
 from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
@@ -120,8 +121,7 @@ class OpenTransaction(ABC):
         self._check()
         failpoints.reach(Moment.REMOTE_CHECKED)
         proceed()
-        self._decide(prepared)
-        self.state = RemoteState.DECIDED
+        self._decide_once(prepared)
         notes: list[str] = []
         try:
             failpoints.reach(Moment.REMOTE_DECIDED)
@@ -136,13 +136,39 @@ class OpenTransaction(ABC):
         self._let_go()
         return Committed(prepared.to_bytes(), notes)
 
+    def _decide_once(self, prepared: SnapshotRecord) -> None:
+        """Decide. Only what is known not to be decided is prepared again, and may be undone."""
+        self.state = RemoteState.DECIDING
+        try:
+            self._decide(prepared)
+        except BaseException as error:
+            if isinstance(error, DsgError) and error.outcome is DsgOutcome.ABORTED:
+                self.state = RemoteState.PREPARED
+                raise
+            # Nothing is built on it here: whoever has the lock next finds out.
+            self.state = RemoteState.DONE
+            self._let_go()
+            if isinstance(error, DsgError) or not isinstance(error, Exception):
+                raise
+            raise InternalError(
+                f"the decision of transaction {self.txid} was cut short: {type(error).__name__}",
+                hint="sync again, or run 'dsg recover'; look at the agent's log on the server",
+                outcome=DsgOutcome.IN_DOUBT,
+            ) from error
+        self.state = RemoteState.DECIDED
+
     @abstractmethod
     def _check(self) -> None:
         """Raise unless head, tree and what was prepared are as they must be for the decision."""
 
     @abstractmethod
     def _decide(self, prepared: SnapshotRecord) -> None:
-        """The decision, durable when this returns."""
+        """The decision, durable when this returns.
+
+        A DsgError whose outcome is ABORTED when it is certain that nothing is
+        decided, and nothing that was begun can still decide it; whatever else
+        it raises leaves the transaction in doubt.
+        """
 
     @abstractmethod
     def _finish(self, prepared: SnapshotRecord) -> Iterable[str]:
@@ -178,8 +204,8 @@ class OpenTransaction(ABC):
                 self._undo()
             finally:
                 self._let_go()
-        elif self.state is RemoteState.DECIDED:
-            # An unexpected failure between decision and reply: the next holder of the lock goes on.
+        elif self.state in (RemoteState.DECIDING, RemoteState.DECIDED):
+            # An unexpected failure around the decision: the next holder of the lock goes on.
             self._let_go()
 
     @abstractmethod

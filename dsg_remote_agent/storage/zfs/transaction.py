@@ -21,14 +21,11 @@ from dsg_remote_agent.storage.zfs.names import HeadValue
 from dsg_remote_agent.storage.zfs.site import Site, View
 from dsg_remote_agent.storage.zfs.standing import Standing
 from protocol.errors import (
-    DsgError,
     HeadMovedError,
-    Outcome,
     RemoteProtocolError,
 )
 from protocol.manifest import FILE, Manifest
 from protocol.records import SnapshotRecord
-from protocol.transaction import RemoteState
 from protocol.transaction import Step as Moment
 from protocol.tree.change import Staged
 from protocol.tree.fs import Stat
@@ -124,13 +121,7 @@ class ZfsTransaction(OpenTransaction):
 
     def _decide(self, prepared: SnapshotRecord) -> None:
         value = HeadValue(self._clone.generation.number, self.seq, self.txid, prepared.digest)
-        try:
-            decide(self._site, value, self._before(), self._held.fileno())
-        except DsgError as error:
-            if error.outcome is Outcome.IN_DOUBT:
-                self.state = RemoteState.DONE
-                self._let_go()
-            raise
+        decide(self._site, value, self._before(), self._held.fileno())
 
     def _finish(self, prepared: SnapshotRecord) -> Iterator[str]:
         site = self._site

@@ -12,13 +12,19 @@ from typing import Any
 import pytest
 
 from dsg_remote_agent import lock as lock_module
+from dsg_remote_agent.dispatch import Agent, Opened, Policy
+from dsg_remote_agent.roots import Roots
 from dsg_remote_agent.storage import directory as directory_module
+from dsg_remote_agent.storage import directory_transaction as directory_transaction_module
 from dsg_remote_agent.storage.base import Outcome, Wanted
 from dsg_remote_agent.storage.layout import LOCK
-from protocol.errors import DsgError, IntegrityError, LockedError, RemoteStorageError
+from dsg_remote_agent.storage.zfs import transaction as zfs_transaction_module
+from dsg_remote_agent.transactions import commit
+from protocol.errors import DsgError, IntegrityError, InternalError, LockedError, RemoteStorageError
 from protocol.errors import Outcome as DsgOutcome
+from protocol.messages import Commit, Role
 from protocol.records import SnapshotRecord
-from protocol.transaction import RemoteState, Step
+from protocol.transaction import NoFailpoints, RemoteState, Step
 from protocol.tree import arrive
 from protocol.tree.posix import PosixTree
 from tests.agent.client import changes_of, file_entry, merged, tree_of, upload_body
@@ -382,8 +388,9 @@ def test_a_decision_that_cannot_be_made_aborts(filled: Ground) -> None:
     tree = failing(filled)
     transaction, record = filled.prepare(filled.open(tree), {"a": b"new"}, txid="tx-fails-001")
     tree.fail = lambda what: what == "move .dsg/journal.decided"
-    with pytest.raises(OSError, match="I/O"):
+    with pytest.raises(RemoteStorageError, match="disk failed") as caught:
         transaction.commit(record.digest, lambda: None)
+    assert caught.value.outcome is DsgOutcome.ABORTED
     assert transaction.state is RemoteState.PREPARED
     tree.fail = lambda _: False
     transaction.abort()
@@ -404,6 +411,59 @@ def test_a_failure_after_the_decision_is_finished_later(filled: Ground, what: st
     assert filled.open().head()[1] == record
     filled.sync({"b": b"after"})
     assert tree_of(filled.folder) == {"a": b"new", "d/b": b"two", "b": b"after"}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["decided", "undecided"])
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, Died])
+def test_a_decision_cut_short_is_in_doubt_and_nothing_is_undone(
+    filled: Ground, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], first: bool
+) -> None:
+    """Whatever ends it, and whether it was made or not: the abort at the session's end leaves it alone."""
+
+    def cut_short(original: Callable[..., None]) -> Callable[..., None]:
+        def decide(*given: Any) -> None:
+            if first:
+                original(*given)
+            raise error
+
+        return decide
+
+    for module in (directory_transaction_module, zfs_transaction_module):
+        monkeypatch.setattr(module, "decide", cut_short(module.decide))
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-short-001")
+    with pytest.raises((InternalError, Died)) as caught:
+        transaction.commit(record.digest, lambda: None)
+    if error is not Died:
+        assert caught.value.outcome is DsgOutcome.IN_DOUBT  # type: ignore[union-attr]
+    monkeypatch.undo()
+    transaction.abort()
+    told = filled.open().outcome(claim("tx-short-001"), 2)[0]
+    assert told is (Outcome.COMMITTED if first else Outcome.ABORTED)
+    filled.open().recover(claim())
+    assert tree_of(filled.folder) == {"a": b"new" if first else b"one", "d/b": b"two"}
+    filled.sync({"b": b"after"})
+    assert tree_of(filled.folder)["b"] == b"after"
+
+
+def test_whatever_stops_a_commit_before_its_decision_undoes_it_before_that_is_told(filled: Ground) -> None:
+    """The client hears of a failure that it takes for nothing having come of the commit."""
+
+    def fails() -> None:
+        raise MemoryError
+
+    filled.failpoints = CallAt(Step.REMOTE_CHECKED, fails)
+    repository = filled.open()
+    transaction, record = filled.prepare(repository, {"a": b"new"}, txid="tx-stops-001")
+    opened = Opened(repository, "repo")
+    opened.transaction = transaction
+    agent = Agent(Policy(Role.WRITE, Roots(())), filled.clock, filled.failpoints, "machine")
+    agent.opened[1] = opened
+    call: Any = type("Call", (), {"method": "tx.commit", "proceed": die})
+    with pytest.raises(MemoryError):
+        commit(agent, call, Commit(repo=1, txid="tx-stops-001", record=record.digest))
+    assert transaction.state is RemoteState.ABORTED
+    filled.failpoints = NoFailpoints()
+    assert filled.sync({"b": b"after"}).seq == 2
 
 
 # Copies, and other folders.
