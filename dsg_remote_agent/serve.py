@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from dsg_remote_agent import repositories, transactions
+from dsg_remote_agent import keeping, repositories, transactions
 from dsg_remote_agent.dispatch import Agent, Policy
 from dsg_remote_agent.log import open_log
 from dsg_remote_agent.options import Options
@@ -21,7 +21,7 @@ from protocol.preamble import Preamble
 __all__ = ["serve"]
 
 # Importing them registers their methods.
-_METHODS = (repositories, transactions)
+_METHODS = (keeping, repositories, transactions)
 
 _PIPE_BYTES = 1 << 20
 _MACHINE_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")

@@ -53,6 +53,7 @@ __all__ = [
     "GetOutcome",
     "GetRecords",
     "GetSnapshot",
+    "GetStock",
     "InitRepo",
     "ListOutside",
     "ManifestFound",
@@ -64,13 +65,19 @@ __all__ = [
     "Phase",
     "Prepare",
     "Prepared",
+    "Protect",
+    "Prune",
+    "Pruned",
     "RecordsFound",
     "Recover",
     "Recovered",
     "RepoInitialized",
     "RepoOpened",
     "Role",
+    "SnapshotFate",
     "SnapshotFound",
+    "SnapshotState",
+    "StockFound",
     "Upload",
     "Uploaded",
     "method",
@@ -220,6 +227,73 @@ class Recover(Message):
     """Take the lock and finish or undo what a crash left."""
 
     repo: int = fields.handle()
+
+
+class SnapshotState(Message):
+    """A snapshot that is not like most: ``pruned`` (only its record is left), or why policies keep it."""
+
+    seq: int = fields.seq()
+    pruned: bool = fields.flag()
+    kept: str = fields.text(200)
+
+
+class StockFound(Message):
+    """Ascending; what is neither pruned nor protected is not named."""
+
+    snapshots: tuple[SnapshotState, ...] = fields.nested_list(SnapshotState, 500)
+
+
+@method("repo.stock", Role.READ, StockFound)
+class GetStock(Message):
+    """Which of the snapshots ``first`` to ``last`` are pruned or protected, of at most 500 in a call."""
+
+    repo: int = fields.handle()
+    first: int = fields.seq()
+    last: int = fields.seq()
+
+
+class SnapshotFate(Message):
+    """``verdict``: keep or prune, or left: to be pruned, and in use just now. ``why`` it is kept or left."""
+
+    seq: int = fields.seq()
+    time: int = fields.count()
+    user: str = fields.text(200)
+    verdict: str = fields.word("keep", "prune", "left")
+    why: str = fields.text(500)
+
+
+class Pruned(Message):
+    """Newest first; the first 1,000, and how many there are of each kind in all."""
+
+    snapshots: tuple[SnapshotFate, ...] = fields.nested_list(SnapshotFate, 1000)
+    kept: int = fields.count()
+    pruned: int = fields.count()
+    left: int = fields.count()
+
+
+@method("repo.prune", Role.ADMIN, Pruned)
+class Prune(Message):
+    """Remove the files of the snapshots that no rule keeps; how many each rule keeps, 0: it is not given.
+
+    ``dry_run``: only say what would become of each.
+    """
+
+    repo: int = fields.handle()
+    last: int = fields.count()
+    hourly: int = fields.count()
+    daily: int = fields.count()
+    weekly: int = fields.count()
+    monthly: int = fields.count()
+    dry_run: bool = fields.flag()
+
+
+@method("repo.protect", Role.WRITE, Nothing)
+class Protect(Message):
+    """Have no ``repo.prune`` remove snapshot ``seq``; with ``on`` false, let them again."""
+
+    repo: int = fields.handle()
+    seq: int = fields.seq()
+    on: bool = fields.flag()
 
 
 @method("files.get", Role.READ, Nothing, request_body=Body.ROWS, response_body=Body.FILES)

@@ -41,7 +41,10 @@ def command(output: Output, number: int, accept_new_host_key: bool) -> None:
     output.result({"snapshots": records, "synced": known})
     for r in records:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["time"]))
-        mark = "  (this folder)" if r["seq"] == known else ""
+        marks = ["this folder"] if r["seq"] == known else []
+        marks += ["pruned: only its record is left"] if r["pruned"] else []
+        marks += [escape(r["protected"])] if r["protected"] else []
+        mark = f"  ({', '.join(marks)})" if marks else ""
         output.say(f"s{r['seq']}  {when}  {escape(r['user'])} on {escape(r['host'])}{mark}")
         if r["message"]:
             output.say(f"    {escape(r['message'])}")

@@ -42,10 +42,12 @@ COMMANDS = {
     "sync": "Every day",
     "list-files": "Every day",
     "log": "History",
+    "protect": "History",
     "adopt": "Care",
     "recover": "Care",
     "doctor": "Care",
     "validate-config": "Care",
+    "prune": "Care",
     "clean": "Care",
     "completion": "Care",
 }

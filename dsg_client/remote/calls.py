@@ -9,7 +9,7 @@ manifests and records come as bytes, to be checked by digest by the caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = ["Download", "News", "RemoteAgent", "RemoteRepo", "Upload"]
 
 # Ten million entries of 200 bytes. A server cannot fill the client's memory with a manifest.
 MAX_MANIFEST_BYTES = 2 << 30
+_STOCK = 500  # snapshots in one answer
 
 News = Callable[[m.Phase], None]
 ManyRows = Iterable[Iterable[Scalar]]
@@ -241,6 +242,25 @@ class RemoteRepo(Value):
         """Finish or undo what a crash left; what was done."""
         found: m.Recovered = await self._ask(m.Recover(repo=self.number), news)
         return found.notes
+
+    async def stock(self, first: int, last: int) -> list[m.SnapshotState]:
+        """Which of the snapshots ``first`` to ``last`` are pruned or protected."""
+        found: list[m.SnapshotState] = []
+        for begin in range(first, last + 1, _STOCK):
+            request = m.GetStock(repo=self.number, first=begin, last=min(last, begin + _STOCK - 1))
+            more: m.StockFound = await self._ask(request)
+            found += more.snapshots
+        return found
+
+    async def prune(self, rules: Mapping[str, int], *, dry_run: bool, news: News | None = None) -> m.Pruned:
+        """Remove the files of the snapshots that ``rules`` (``last`` to ``monthly``) do not keep."""
+        request = m.Prune(repo=self.number, dry_run=dry_run, **rules)
+        found: m.Pruned = await self._ask(request, news)
+        return found
+
+    async def protect(self, seq: int, *, on: bool) -> None:
+        """Have no prune remove a snapshot, or let them again."""
+        await self._ask(m.Protect(repo=self.number, seq=seq, on=on))
 
     @asynccontextmanager
     async def get_files(self, seq: int, rows: ManyRows) -> AsyncIterator[Download]:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from dsg_client.remote.calls import RemoteRepo
 from dsg_client.sync.events import Emit, Phase, PhaseStarted
 from dsg_client.sync.site import Site
 from dsg_client.sync.survey import ask_head
-from protocol.errors import IntegrityError
+from protocol.errors import IntegrityError, RemoteProtocolError
 from protocol.manifest import LINK, Entry
+from protocol.messages import SnapshotState
 from protocol.records import SnapshotRecord, check_chain
 
 __all__ = ["list_files", "log"]
@@ -23,7 +25,9 @@ async def log(site: Site, number: int, emit: Emit) -> tuple[list[dict[str, Any]]
     emit(PhaseStarted(Phase.CONNECT))
     async with site.connect() as repo:
         head = SnapshotRecord.from_bytes(repo.opened.head)
-        raw = await repo.records(max(0, head.seq - number + 1), head.seq)
+        first = max(0, head.seq - number + 1)
+        raw = await repo.records(first, head.seq)
+        states = {state.seq: state for state in await _states(repo, first, head.seq)}
     records = [SnapshotRecord.from_bytes(one) for one in raw]
     check_chain(records)
     if records and records[-1].digest != head.digest:
@@ -31,8 +35,25 @@ async def log(site: Site, number: int, emit: Emit) -> tuple[list[dict[str, Any]]
             "the records that the server sent do not end in its newest snapshot",
             hint="Someone may just have synced: run it again. If it stays, the server's records are damaged.",
         )
-    rows = [{**record.to_map(), "record": record.digest} for record in reversed(records)]
+    rows = []
+    for record in reversed(records):
+        state = states.get(record.seq)
+        rows.append(
+            {
+                **record.to_map(),
+                "record": record.digest,
+                "pruned": state is not None and state.pruned,
+                "protected": state.kept if state is not None else "",
+            }
+        )
     return rows, cache.seq
+
+
+async def _states(repo: RemoteRepo, first: int, last: int) -> list[SnapshotState]:
+    try:
+        return await repo.stock(first, last)
+    except RemoteProtocolError:
+        return []  # an agent that is older than retention: it has pruned nothing
 
 
 async def list_files(

@@ -24,7 +24,15 @@ from protocol.manifest import Manifest
 from protocol.records import SnapshotRecord
 from protocol.value import Value
 
-__all__ = ["Head", "ask_head", "look_at_local", "plan_sync", "refuse_conflicts", "vanished_folders"]
+__all__ = [
+    "Head",
+    "ask_head",
+    "check_repository",
+    "look_at_local",
+    "plan_sync",
+    "refuse_conflicts",
+    "vanished_folders",
+]
 
 
 _MOST_RECORDS = 500
@@ -38,19 +46,25 @@ class Head(Value):
     manifest: Manifest
 
 
-async def ask_head(repo: RemoteRepo, cache: Cache | None, shown: str) -> Head:
-    """The head of R. WrongRepositoryError unless its chain holds the record that C stands on.
-
-    An unreadable or damaged answer is an IntegrityError, never an empty R.
-    """
+def check_repository(repo: RemoteRepo, cache: Cache, shown: str) -> None:
+    """WrongRepositoryError unless ``repo`` is the repository that C belongs to."""
     opened = repo.opened
-    if cache is not None and opened.repo_id != cache.repo_id:
+    if opened.repo_id != cache.repo_id:
         raise WrongRepositoryError(
             f"{shown} holds another repository than the one this folder belongs to "
             f"(its id is {opened.repo_id}, expected {cache.repo_id})",
             hint="Correct the address with 'dsg remote set', or take a new copy with 'dsg clone'.",
             facts={"found": opened.repo_id, "expected": cache.repo_id},
         )
+
+
+async def ask_head(repo: RemoteRepo, cache: Cache | None, shown: str) -> Head:
+    """The head of R. WrongRepositoryError unless its chain holds the record that C stands on.
+
+    An unreadable or damaged answer is an IntegrityError, never an empty R.
+    """
+    if cache is not None:
+        check_repository(repo, cache, shown)
     found, encoded = await repo.manifest(cache.record if cache is not None else "")
     if cache is not None and not found.known:
         record = SnapshotRecord.from_bytes(found.head)
@@ -63,7 +77,7 @@ async def ask_head(repo: RemoteRepo, cache: Cache | None, shown: str) -> Head:
             facts={"seq": cache.seq, "record": cache.record, "head": record.seq},
         )
     record = SnapshotRecord.from_bytes(found.head)
-    if record.repo_id != opened.repo_id:
+    if record.repo_id != repo.opened.repo_id:
         raise IntegrityError(
             f"{shown}: the newest snapshot belongs to another repository ({record.repo_id})",
             hint="Ask the server's administrator to restore the repository's .dsg folder from a backup.",

@@ -13,10 +13,11 @@ place (:mod:`dsg_remote_agent.storage.faults`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from dsg_remote_agent.storage.stock import Fate, Stock
 from protocol.codec import Buffer
 from protocol.manifest import Entry, Manifest
 from protocol.messages import OutsideChanges
@@ -237,6 +238,22 @@ class Repository(Protocol):
 
     def outcome(self, claim: Claim, seq: int) -> tuple[Outcome, bytes]:
         """What became of ``claim.txid``; "aborted" only after its staging is destroyed under the lock."""
+        ...
+
+    def stock(self) -> Stock:
+        """Which snapshots still have their files, and which are protected. Takes no lock."""
+        ...
+
+    def prune(self, claim: Claim, rules: Mapping[str, int], *, dry_run: bool, notice: Notice) -> list[Fate]:
+        """Remove the files of what ``rules`` do not keep, under the lock; what became of each, newest first.
+
+        A crash, or an error, leaves each of them whole or pruned; records
+        remain. ``dry_run``: only say what would become of them, without the lock.
+        """
+        ...
+
+    def protect(self, claim: Claim, seq: int, on: bool) -> None:
+        """Have no policy prune snapshot ``seq``, or let them again; UsageError when there is no such one."""
         ...
 
     def close(self) -> None: ...

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dsg_remote_agent.lock import Held, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
-from dsg_remote_agent.storage.chain import head_moved
+from dsg_remote_agent.storage.chain import Head, head_moved
 from dsg_remote_agent.storage.directory_transaction import DirectoryTransaction
 from dsg_remote_agent.storage.finish import settle
 from dsg_remote_agent.storage.history import SnapshotFiles
@@ -15,7 +15,9 @@ from dsg_remote_agent.storage.looking import Look, keep_index, look_ahead, look_
 from dsg_remote_agent.storage.open_transaction import find_outcome
 from dsg_remote_agent.storage.outside import examine, outside_error
 from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.pruning import mark_pruned, protect, read_stock, sweep
 from dsg_remote_agent.storage.repair import rebuild_head
+from dsg_remote_agent.storage.stock import Fate, Stock, Verdict, plan, required
 from protocol.errors import LockedError
 from protocol.messages import OutsideChanges
 from protocol.records import SnapshotRecord
@@ -88,7 +90,9 @@ class DirectoryRepository:
     def recover(self, claim: Claim) -> list[str]:
         with self._take(claim):
             notes = settle(self._place)
-            return notes + rebuild_head(self._place)
+            notes += rebuild_head(self._place)
+            count = sweep(self._place, self._place.chain.head(), lambda _: None)
+            return notes + ([f"removed {count} contents of pruned snapshots"] if count else [])
 
     def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> DirectoryTransaction:
         place = self._place
@@ -129,6 +133,35 @@ class DirectoryRepository:
             lambda: self._take(claim),
             lambda _: settle(self._place),
         )
+
+    def stock(self) -> Stock:
+        return read_stock(self._place, self._place.chain.head().seq)
+
+    def prune(self, claim: Claim, rules: Mapping[str, int], *, dry_run: bool, notice: Notice) -> list[Fate]:
+        place = self._place
+        if dry_run:
+            return self._plan(place.chain.head(), rules)
+        with self._take(claim):
+            settle(place)
+            head = place.chain.head()
+            fates = self._plan(head, rules)
+            going = [fate.record.seq for fate in fates if fate.verdict is Verdict.PRUNE]
+            if going:
+                mark_pruned(place, head, going)
+            sweep(place, head, notice)
+        return fates
+
+    def _plan(self, head: Head, rules: Mapping[str, int]) -> list[Fate]:
+        stock = read_stock(self._place, head.seq)
+        chain = self._place.chain.parents(head, min(stock.present))
+        return plan((record for _, record in chain), stock, rules, head.seq)
+
+    def protect(self, claim: Claim, seq: int, on: bool) -> None:
+        with self._take(claim):
+            settle(self._place)
+            newest = self._place.chain.head().seq
+            required(self._place.shown, seq, newest, read_stock(self._place, newest))
+            protect(self._place, seq, on)
 
     def _take(self, claim: Claim) -> Held:
         return take(self._place.tree, claim, self._place.shown, self._place.now)

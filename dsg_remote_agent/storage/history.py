@@ -10,7 +10,9 @@ from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.content import open_sized, read_if
 from dsg_remote_agent.storage.layout import READERS_LOCK, object_path
 from dsg_remote_agent.storage.place import Place
+from dsg_remote_agent.storage.pruning import read_stock
 from dsg_remote_agent.storage.statindex import IndexRow, row_if
+from dsg_remote_agent.storage.stock import missing
 from protocol.errors import IntegrityError, LockedError
 from protocol.manifest import FILE, Manifest
 from protocol.paths import sort_key
@@ -38,6 +40,11 @@ class SnapshotFiles:
         self._lock: Lock | None = _shared_lock(place)
         try:
             self._head = place.chain.head()
+            newest = self._head.seq
+            if seq is not None and seq < newest:
+                error = missing(place.shown, seq, newest, read_stock(place, newest))
+                if error is not None:
+                    raise error
             self.raw, self.record = place.chain.wanted(self._head, seq)
         except BaseException:
             self.close()

@@ -27,6 +27,8 @@ __all__ = [
     "LOCK_HOLDER",
     "MANIFESTS",
     "OBJECTS",
+    "PROTECTED_FILE",
+    "PRUNED",
     "READERS_LOCK",
     "RECORDS",
     "RESCUED",
@@ -56,6 +58,8 @@ INDEX = ".dsg/index"
 RECORDS = ".dsg/records"
 MANIFESTS = ".dsg/manifests"
 OBJECTS = ".dsg/history/objects"
+PRUNED = ".dsg/pruned"
+PROTECTED_FILE = ".dsg/protected"
 RESCUED = ".dsg/rescued"
 STAGING = ".dsg/staging"
 TMP = ".dsg/tmp"

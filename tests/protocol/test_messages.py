@@ -56,6 +56,9 @@ def test_the_table_is_what_the_document_says() -> None:
         "repo.examine": ("write", "none", "none"),
         "repo.outside": ("read", "none", "none"),
         "repo.recover": ("write", "none", "none"),
+        "repo.stock": ("read", "none", "none"),
+        "repo.prune": ("admin", "none", "none"),
+        "repo.protect": ("write", "none", "none"),
         "files.get": ("read", "rows", "files"),
         "tx.begin": ("write", "none", "none"),
         "tx.changes": ("write", "rows", "none"),
@@ -71,7 +74,7 @@ def test_the_table_is_what_the_document_says() -> None:
 
 def test_every_method_that_changes_something_needs_more_than_read() -> None:
     reading = {"repo.open", "repo.manifest", "repo.records", "repo.snapshot", "repo.outside"}
-    reading |= {"files.get", "server.doctor"}
+    reading |= {"files.get", "server.doctor", "repo.stock"}
     for row in METHODS.values():
         assert (row.role is Role.READ) == (row.name in reading), row.name
 

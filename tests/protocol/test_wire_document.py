@@ -14,6 +14,14 @@ from tests.protocol.test_errors import CLASSES
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 
 
+# What stands in the maps of an answer's array.
+NESTED = {
+    "server.doctor": {"name", "ok", "detail", "cure"},
+    "repo.stock": {"seq", "pruned", "kept"},
+    "repo.prune": {"seq", "time", "user", "verdict", "why", "keep", "prune"},
+}
+
+
 def table(first_column: str) -> list[list[str]]:
     """The rows of the first table whose head begins so."""
     lines = DOCUMENT.split("\n")
@@ -59,7 +67,7 @@ def test_methods() -> None:
         role, params, response, asked, answered = found[row.name]
         assert role == row.role.value
         assert params == row.request.FIELDS.keys()
-        extra = {"name", "ok", "detail", "cure"} if row.name == "server.doctor" else set()
+        extra = NESTED.get(row.name, set())
         assert response - extra == row.result.FIELDS.keys(), row.name
         assert (asked, answered) == (row.request_body.value, row.response_body.value), row.name
 

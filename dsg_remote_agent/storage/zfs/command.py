@@ -33,6 +33,7 @@ class Trouble(Enum):
     LACKING = "lacking"  # this ZFS has no such property or option
     HAS_CHILDREN = "has children"
     NO_ORIGIN = "no origin"
+    NO_TAG = "no tag"
     ABSENT = "absent"  # no ZFS here, or its service does not answer
     TIMEOUT = "timeout"
     OTHER = "other"
@@ -43,6 +44,7 @@ _WORDS = (
     (Trouble.ABSENT, ("modules are not loaded", "module is not loaded", "/dev/zfs", "zfs-fuse daemon")),
     (Trouble.DENIED, ("permission denied", "operation not permitted", "must be root", "mounted by root")),
     (Trouble.NO_ORIGIN, ("not a cloned filesystem",)),
+    (Trouble.NO_TAG, ("no such tag",)),
     (Trouble.HAS_CHILDREN, ("has children", "has dependent clones")),
     (Trouble.EXISTS, ("already exists", "already mounted", "conflicting snapshot")),
     (Trouble.MISSING, ("does not exist", "no such pool", "not currently mounted", "no such file")),

@@ -11,9 +11,11 @@ from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.content import open_sized, read_if
 from dsg_remote_agent.storage.history import LiveRows
 from dsg_remote_agent.storage.statindex import row_if
+from dsg_remote_agent.storage.stock import missing
 from dsg_remote_agent.storage.zfs.command import Trouble, failure
 from dsg_remote_agent.storage.zfs.mounts import destroy, open_root, open_tree
 from dsg_remote_agent.storage.zfs.names import reader_name, snapshot
+from dsg_remote_agent.storage.zfs.pruning import stock_of
 from dsg_remote_agent.storage.zfs.site import Site, View
 from protocol.errors import DsgError, IntegrityError
 from protocol.manifest import Manifest
@@ -34,9 +36,14 @@ class SnapshotFiles:
 
     def __init__(self, site: Site, seq: int | None) -> None:
         self._site = site
-        _, self._view, self._head = site.head()
+        survey, self._view, self._head = site.head()
         self._snapshot: Snapshot | None = None
         try:
+            newest = self._head.seq
+            if seq is not None and seq < newest:
+                error = missing(site.shown, seq, newest, stock_of(site, survey, newest))
+                if error is not None:
+                    raise error
             self.raw, self.record = self._view.place.chain.wanted(self._head, seq)
         except BaseException:
             self.close()

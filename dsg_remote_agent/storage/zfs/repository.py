@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dsg_remote_agent.lock import Held, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
@@ -12,9 +12,11 @@ from dsg_remote_agent.storage.looking import Look, keep_index, look_ahead, look_
 from dsg_remote_agent.storage.open_transaction import find_outcome
 from dsg_remote_agent.storage.outside import Seen, examine, outside_error
 from dsg_remote_agent.storage.statindex import file_clock
+from dsg_remote_agent.storage.stock import Fate, Stock, plan, required
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Zfs
 from dsg_remote_agent.storage.zfs.links import is_current
+from dsg_remote_agent.storage.zfs.pruning import destroy_pruned, protect, stock_of
 from dsg_remote_agent.storage.zfs.reading import SnapshotFiles
 from dsg_remote_agent.storage.zfs.settling import refuse_too_many, settle
 from dsg_remote_agent.storage.zfs.site import Site, View
@@ -205,6 +207,34 @@ class ZfsRepository:
             lambda: self._take(claim),
             lambda held: settle(self.site, held.fileno()),
         )
+
+    def stock(self) -> Stock:
+        survey, view, head = self.site.head()
+        view.close()
+        return stock_of(self.site, survey, head.seq)
+
+    def prune(self, claim: Claim, rules: Mapping[str, int], *, dry_run: bool, notice: Notice) -> list[Fate]:
+        if dry_run:
+            return self._plan(rules)
+        with self._take(claim) as held:
+            settle(self.site, held.fileno())
+            fates = self._plan(rules)
+            notice("removing pruned snapshots")
+            return destroy_pruned(self.site, fates, held.fileno())
+
+    def _plan(self, rules: Mapping[str, int]) -> list[Fate]:
+        survey, view, head = self.site.head()
+        with view:
+            stock = stock_of(self.site, survey, head.seq)
+            chain = view.place.chain.parents(head, min(stock.present))
+        return plan((record for _, record in chain), stock, rules, head.seq)
+
+    def protect(self, claim: Claim, seq: int, on: bool) -> None:
+        with self._take(claim) as held:
+            settle(self.site, held.fileno())
+            stock = self.stock()
+            required(self.site.shown, seq, max(stock.present), stock)
+            protect(self.site, seq, on, held.fileno())
 
     def _take(self, claim: Claim) -> Held:
         return take(self.site.outer, claim, self.site.shown, self.site.now)

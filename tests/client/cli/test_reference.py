@@ -178,6 +178,8 @@ def documents(near_people: NearPeople, tmp_path_factory: pytest.TempPathFactory)
     keep(bob.dsg("status", "--offline", "--json"), "status")
     (world.repository / "input" / "x.csv").write_bytes(b"by hand\n")
     keep(ann.dsg("adopt", "--json"), "adopt")
+    keep(ann.dsg("protect", "s1", "--json"), "protect")
+    keep(ann.dsg("prune", "--keep-last", "1", "--json"), "prune")
     return found
 
 
@@ -202,6 +204,7 @@ def test_the_documented_fields_are_those_that_are_printed(name: str, documents: 
 def test_an_error_is_one_document_too(name: str, near: NearWorld) -> None:
     client = near.client("ann")  # no working folder, and no address
     arguments = {"init": ["/"], "completion": ["csh"], "validate-config": ["extra"], "doctor": ["no@:/"]}
+    arguments |= {"protect": ["s1"], "prune": ["--keep-last", "1"]}
     ended = client.dsg(name, *arguments.get(name, []), "--json")
     if name == "doctor" and ended.status == 1:
         return
