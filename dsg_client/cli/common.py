@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -16,7 +16,7 @@ import click
 from dsg_client.cli.render import Output, show_connection
 from protocol.errors import ConfigError, DsgError, InterruptedSyncError
 
-__all__ = ["common_options", "connection_options", "exit_statuses", "import_aside", "run"]
+__all__ = ["common_options", "connection_options", "exit_statuses", "import_aside", "import_asyncio", "run"]
 
 T = TypeVar("T")
 
@@ -85,8 +85,24 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def import_asyncio() -> None:
+    """Import asyncio without ssl, as in a Python that has none: 5 ms less of every command.
+
+    ssl itself can be imported afterwards; only asyncio's own TLS is not there.
+    """
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment] # "there is no such module"
+    try:
+        importlib.import_module("asyncio")
+    finally:
+        del sys.modules["ssl"]
+
+
 async def import_aside(name: str) -> None:
     """Import a module in a thread: a connection that is being made goes on meanwhile."""
+    import asyncio
+
     await asyncio.to_thread(importlib.import_module, name)
 
 
@@ -98,6 +114,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     has ended, such a signal does nothing any more: an interrupt must not put
     itself in the place of the answer that is about to be given.
     """
+    import_asyncio()
+    import asyncio
+
     ended: list[Callable[[], T]] = []
 
     async def watched() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, import_aside, run
+from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
 from dsg_client.cli.render import Output, plural
 
 CHANGES_WAIT = 20
@@ -33,20 +32,21 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
       dsg status --check -q      for scripts: exit 20 when changes wait
       dsg status --verify        read every byte: finds silent damage
     """
-    from dsg_client.sync.ahead import ahead_of
-    from dsg_client.sync.site import open_site
+    from dsg_client.sync.ahead import Ahead, ahead_of
 
-    site = open_site(accept_new_host_key=accept_new_host_key)
+    async def main(ahead: Ahead) -> Any:
+        from dsg_client.sync.opening import opened
 
-    async def main() -> Any:
-        async with nullcontext() if offline else site.connecting():
-            await import_aside("dsg_client.sync.status")
+        opening = opened(
+            ahead, "dsg_client.sync.status", connect=not offline, accept_new_host_key=accept_new_host_key
+        )
+        async with opening as site:
             from dsg_client.sync.status import status
 
             return await status(site, offline=offline, verify=verify, emit=output.on_event)
 
-    with ahead_of(site, None, verify=verify):
-        found = run(main())
+    with ahead_of(None, verify=verify) as ahead:
+        found = run(main(ahead))
     output.finish_progress()
     waiting = bool(found.changes or found.conflicts)
     code = (3 if found.conflicts else CHANGES_WAIT) if check and waiting else 0

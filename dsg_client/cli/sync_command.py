@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, import_aside, run
+from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
 from dsg_client.cli.render import Output, bytes_text, count_text, plural
 
 
@@ -52,14 +50,14 @@ def command(
                                         (yours are kept in .dsg/replaced)
       dsg sync --quiet --retries 5      from a script
     """
-    from dsg_client.sync.ahead import ahead_of
-    from dsg_client.sync.site import open_site
+    from dsg_client.sync.ahead import Ahead, ahead_of
 
-    site = open_site(accept_new_host_key=accept_new_host_key)
+    async def main(ahead: Ahead) -> Any:
+        import asyncio
 
-    async def main() -> Any:
-        async with site.connecting():
-            await import_aside("dsg_client.sync.run")
+        from dsg_client.sync.opening import opened
+
+        async with opened(ahead, "dsg_client.sync.run", accept_new_host_key=accept_new_host_key) as site:
             from dsg_client.sync.run import SyncOptions, sync
 
             # The log's line comes last, when somebody waits; now it is the server that is waited for.
@@ -72,11 +70,11 @@ def command(
                 allow_mass_delete=allow_mass_delete,
                 normalize=normalize,
             )
-            return await sync(site, options, output.on_event)
+            return site, await sync(site, options, output.on_event)
 
     # Names that are normalized first must not be looked at before.
-    with nullcontext() if normalize else ahead_of(site, None if dry_run else "dsg sync"):
-        result = run(main())
+    with ahead_of(None if dry_run else "dsg sync", begin=not normalize) as ahead:
+        site, result = run(main(ahead))
     output.finish_progress()
     output.result(result.fields())
     if result.state == "done":

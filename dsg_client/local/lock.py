@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from dsg_client.local.area import replace_small, storage_error
@@ -16,6 +17,7 @@ from dsg_client.local.machine import host_name, login_name
 from protocol.errors import LockedError
 from protocol.paths import escape
 from protocol.tree.actions import AREA
+from protocol.tree.files import PosixLock
 from protocol.tree.fs import Lock, TreeFS
 
 __all__ = ["LOCK_PATH", "LocalLock", "take_lock"]
@@ -25,8 +27,11 @@ _HOLDER_PATH = f"{AREA}/lock.holder"
 _FORMAT = 1
 
 
-def take_lock(tree: TreeFS, machine: str, command: str, since: int) -> LocalLock:
-    """Take the lock, without waiting; LockedError says who holds it, since when and from where."""
+def take_lock(tree: TreeFS, machine: str, command: str, since: int, pid: int | None = None) -> LocalLock:
+    """Take the lock, without waiting; LockedError says who holds it, since when and from where.
+
+    ``pid``: the process that it is taken for, this one by default.
+    """
     lock = _take(tree)
     if lock is None:
         raise _locked(tree, machine)
@@ -35,7 +40,7 @@ def take_lock(tree: TreeFS, machine: str, command: str, since: int) -> LocalLock
         "user": login_name(),
         "host": host_name(),
         "machine": machine,
-        "pid": os.getpid(),
+        "pid": pid or os.getpid(),
         "since": since,
         "command": command,
     }
@@ -56,6 +61,18 @@ class LocalLock:
     def __init__(self, tree: TreeFS, lock: Lock) -> None:
         self._tree = tree
         self._lock: Lock | None = lock
+
+    @classmethod
+    def received(cls, tree: TreeFS, fd: int) -> LocalLock:
+        """The lock that another process took for this one, by its descriptor ``fd``, owned from now on."""
+        return cls(tree, PosixLock(fd))
+
+    def hand_over(self, send: Callable[[int], object]) -> None:
+        """Give the lock to the process that ``send`` gives a descriptor to; this one keeps no share in it."""
+        send(self.fileno())
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     def fileno(self) -> int:
         """For handing it to a child process that changes the folder."""

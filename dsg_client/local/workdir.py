@@ -77,13 +77,20 @@ class Workdir(Value):
     ) -> None:
         self.close()
 
-    def lock(self, command: str, *, now: Callable[[], float] = time.time) -> LocalLock:
+    def lock(
+        self, command: str, *, pid: int | None = None, now: Callable[[], float] = time.time
+    ) -> LocalLock:
         """Take the folder's lock, without waiting; ``command`` is shown to whoever comes second.
 
+        ``pid``: the process that it is for, when that is another.
         LockedError says who holds it, since when and from where. The system
         lets go of it when the process ends, however it ends.
         """
-        return take_lock(self.tree, self.machine, command, int(now()))
+        return take_lock(self.tree, self.machine, command, int(now()), pid)
+
+    def received_lock(self, fd: int) -> LocalLock:
+        """The lock that another process took for this one, by its descriptor."""
+        return LocalLock.received(self.tree, fd)
 
 
 def open_workdir(root: str | os.PathLike[str], *, tree: TreeFS | None = None) -> Workdir:

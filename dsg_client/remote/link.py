@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from dsg_client.remote.calls import RemoteAgent
     from dsg_client.remote.start import StartedAgent
 
-__all__ = ["open_link"]
+__all__ = ["open_link", "prepare_link"]
+
+
+def prepare_link() -> None:
+    """Import what asyncssh stands on: for the time in which nobody knows yet where to connect, and how.
+
+    It is what takes longest of a connection's imports, and hardly any command does without it.
+    """
+
+    import cryptography.hazmat.primitives.serialization  # noqa: F401
 
 
 async def open_link(

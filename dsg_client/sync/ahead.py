@@ -1,62 +1,133 @@
-"""What a sync begins before all else: the folder's lock, and the look at L in a process of its own.
+"""What a command begins before all else, in a process of its own: its configuration, lock, and look at L.
 
-A look takes this process's one interpreter as long as signing in does, and
-both want it at the same time. So it is forked off while there is one thread,
-no event loop and no connection, and works on another core while asyncssh is
-imported. It is the same :class:`~dsg_client.sync.looking.Look`, under the
-lock of the process that waits for it:
+Reading the configuration takes as long as importing asyncio, and a look at L as
+long as importing asyncssh and signing in; all of them want an interpreter. So
+one process is forked off as soon as the command line is understood, while
+there is one thread, no event loop and no connection. It opens the folder, and
+tells, in this order:
 
-* its answers come through a pipe: news, then what it found, or why it failed;
-* it holds neither the lock nor the terminal, and Ctrl-C is none of its
-  business: it stops when the other pipe, on which nothing is ever sent, ends.
-  So it does also when the process it works for is killed;
-* an unfinished transaction is never looked at: where there is a journal,
-  nothing is begun, and the look is made in due time.
+* on a socket, the configuration: where to connect is all that this process
+  waits for;
+* on the same socket, the folder's lock, which it took for this process and
+  keeps no share in, and whether it looks;
+* on a pipe, the look (:mod:`dsg_client.sync.beside`).
 
-Where a process cannot be forked safely, or ends without an answer, the look
-is made in the process that wants it.
+It holds no terminal, and Ctrl-C is none of its business: it stops when the
+socket ends, on which nothing is ever sent to it. So it does also when the
+process that it works for is killed. An unfinished transaction is never looked
+at: where there is a journal, nothing but the lock is taken, and the look is
+made in due time.
+
+Where a process cannot be forked safely, finds anything that is not as it should
+be, or ends without a word, this process does all of that itself, in due
+time, and has the words for it.
+
+Cheap to import: what the other process needs, that one imports.
 """
 
 from __future__ import annotations
 
 import fcntl
-import gc
 import marshal
 import os
-import select
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
-
-from dsg_client.sync.looking import Look, Looked, Looking, Stopped
-from protocol.codec import Buffer
-from protocol.errors import DsgError, error_from_wire
-from protocol.tree.actions import JOURNAL_DECIDED, JOURNAL_PREPARED
-from protocol.tree.staging import sweep
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from dsg_client.local.workdir import LocalLock
+    from dsg_client.remote.address import RemoteAddress
+    from dsg_client.sync.beside import BesideLook
+    from dsg_client.sync.looking import Looking
     from dsg_client.sync.site import Site
 
-__all__ = ["Ahead", "ahead_of"]
+__all__ = ["Ahead", "Direction", "ahead_of"]
 
 _PIPE_BYTES = 1 << 20
-_TELL_EVERY = 0.1  # seconds between two news of a look that is hashing
+_WORD_BYTES = 1 << 18
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Forking is not safe on macOS once its own frameworks have been used, and nobody can tell.
-_MAY_FORK = hasattr(os, "fork") and sys.platform != "darwin"
+_MAY_FORK = hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET") and sys.platform != "darwin"
+
+
+class Direction(NamedTuple):
+    """Where to connect, and how; the configuration says so."""
+
+    address: RemoteAddress
+    transport: str
+    agent_command: str
+    connect_timeout: float
 
 
 class Ahead:
-    """What was begun for one command; empty where nothing could be."""
+    """What was begun for one command, in the folder around ``start``; nothing where nothing could be."""
 
-    def __init__(self, lock: LocalLock | None = None, look: BesideLook | None = None) -> None:
-        self._lock = lock
-        self._look = look
-        self._taken = False
+    def __init__(self, start: str | os.PathLike[str], verify: bool, other: Other | None) -> None:
+        self._start = start
+        self._verify = verify
+        self._other = other
+        self._opened: tuple[Any, ...] | None = None  # the root, the configuration's fields, the address's
+        self._lock: LocalLock | None = None
+        self._look: BesideLook | None = None
+
+    def direction(self) -> Direction | None:
+        """Where the folder's repository is; None where this process must find that out itself.
+
+        Waits until the other process has read the configuration.
+        """
+        if self._other is None:
+            return None
+        word, _ = self._other.word()
+        if word is None:
+            return None
+        self._opened = word
+        _, config, address = word
+        if address is None:
+            return None
+        from dsg_client.remote.address import RemoteAddress
+
+        return Direction(
+            RemoteAddress(*address), config["transport"], config["agent_command"], config["connect_timeout"]
+        )
+
+    def open(self, *, accept_new_host_key: bool = False) -> Site:
+        """The working folder around ``start``, after :meth:`direction`; ConfigError says what is missing.
+
+        Waits until the other process has taken the lock.
+        """
+        from dsg_client.sync.site import Site, open_site
+
+        if self._opened is None:
+            self._give_up()
+            return open_site(self._start, accept_new_host_key=accept_new_host_key, ahead=self)
+        from dsg_client.local.config import Config
+        from dsg_client.local.workdir import open_workdir
+
+        root, config, _ = self._opened
+        site = Site(open_workdir(root), Config(**config), accept_new_host_key=accept_new_host_key, ahead=self)
+        self._take_over(site)
+        return site
+
+    def _take_over(self, site: Site) -> None:
+        assert self._other is not None
+        word, fds = self._other.word()
+        looks, clock = word or (False, None)
+        if fds:
+            self._lock = site.workdir.received_lock(fds[0])
+        if not looks:
+            self._give_up()  # it may have a share in the lock to its very end
+            return
+        if clock is not None:
+            from dsg_client.local.index import FileClock
+
+            site.clock = FileClock(*clock)
+        from dsg_client.sync.beside import BesideLook
+
+        self._look = BesideLook(site, self._other, self._verify)
 
     def take_lock(self) -> LocalLock | None:
         """The folder's lock, held since before the look began; the caller lets it go."""
@@ -65,150 +136,83 @@ class Ahead:
 
     def take_look(self) -> Looking | None:
         """The look that is under way, once."""
-        if self._taken:
-            return None
-        self._taken = True
-        return self._look
+        look, self._look = self._look, None
+        return look
+
+    def stop(self) -> None:
+        """Have the other process end soon, and nobody wait for its word; from any thread."""
+        if self._other is not None:
+            self._other.stop()
 
     def over(self) -> None:
         """Wait until the other process changes nothing any more: it may be saving the stat index."""
-        if self._look is not None:
-            self._look.over()
+        if self._other is not None:
+            self._other.over()
 
     def close(self) -> None:
         """Give up what nobody took, and wait for its end."""
-        if self._look is not None:
-            self._look.close()
+        self._give_up()
         if self._lock is not None:
             self._lock.release()
 
+    def _give_up(self) -> None:
+        if self._other is not None:
+            self._other.close()
+
 
 @contextmanager
-def ahead_of(site: Site, command: str | None, *, verify: bool = False) -> Iterator[None]:
-    """Begin what ``site`` will need within the context; ``command`` is who takes the lock, None for nobody.
+def ahead_of(
+    command: str | None,
+    *,
+    verify: bool = False,
+    start: str | os.PathLike[str] = ".",
+    begin: bool = True,
+) -> Iterator[Ahead]:
+    """Begin what a command in the folder around ``start`` will need within the context.
 
-    Where the lock is taken, or anything else is not as it should be, nothing
-    is begun: whoever comes to it in due time has the words for it.
+    ``command`` is who takes the lock, None for nobody. Without ``begin``
+    nothing is begun.
     """
-    site.ahead = ahead = _begin(site, command, verify)
+    may = begin and _MAY_FORK and threading.active_count() == 1
+    ahead = Ahead(start, verify, _fork(start, command, verify) if may else None)
     try:
-        yield
+        yield ahead
     finally:
-        site.ahead = None
         ahead.close()
 
 
-def _begin(site: Site, command: str | None, verify: bool) -> Ahead:
-    lock = None
-    try:
-        if command is not None:
-            lock = site.workdir.lock(command)
-        if any(_stands(site, path) for path in (JOURNAL_PREPARED, JOURNAL_DECIDED)):
-            return Ahead(lock)
-        if lock is not None:
-            sweep(site.tree)
-        return Ahead(lock, _fork(site, lock, verify))
-    except (DsgError, OSError):
-        if lock is not None:
-            lock.release()
-        return Ahead()
+class Other:
+    """The other process, from this one's side."""
 
-
-def _stands(site: Site, path: str) -> bool:
-    try:
-        site.tree.stat(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _fork(site: Site, lock: LocalLock | None, verify: bool) -> BesideLook | None:
-    if not _MAY_FORK or threading.active_count() > 1:
-        return None
-    site.clock  # noqa: B018  measured once, for both
-    answers, to_us = os.pipe()
-    held_by_child, hold = os.pipe()
-    with suppress(OSError, AttributeError):
-        fcntl.fcntl(to_us, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A signal between here and the child's own settings would be taken by handlers that mean the parent.
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-    try:
-        pid = os.fork()
-        if not pid:
-            _child(site, lock, verify, to_us, held_by_child, (answers, hold))
-    except OSError:
-        for descriptor in (answers, hold):
-            os.close(descriptor)
-        return None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
-        for descriptor in (to_us, held_by_child):
-            os.close(descriptor)
-    return BesideLook(site, pid, answers, hold, verify)
-
-
-class BesideLook:
-    """A look in a process of its own; see :class:`~dsg_client.sync.looking.Looking`."""
-
-    def __init__(self, site: Site, pid: int, answers: int, hold: int, verify: bool) -> None:
-        self._site = site
-        self._verify = verify
+    def __init__(self, pid: int, words: socket.socket, answers: int) -> None:
         self._pid = pid
+        self._words = words
         self._answers = answers
-        self._hold = hold
         self._lock = threading.Lock()
-        self._stopped = False
-        self._here: Look | None = None
-        self.seen = 0
-        self.bytes_read = 0
-        self.differs = False
 
-    def run(self, news: Callable[[], None]) -> Looked:
-        answers, self._answers = self._answers, -1
-        with open(answers, "rb", buffering=_PIPE_BYTES) as pipe:
-            try:
-                found = self._found(pipe, news)
-            except (EOFError, ValueError, TypeError):
-                found = None  # it was ended, by whomever
-        if found is not None:
-            return found
-        self.over()
-        if self._stopped:
-            raise Stopped
-        self._here = here = Look(self._site, self._site.cache().manifest.algorithm, verify=self._verify)
+    def word(self) -> tuple[tuple[Any, ...] | None, list[int]]:
+        """Its next word, and the descriptors that came with it; None when it ended without one."""
+        try:
+            data, fds, _, _ = socket.recv_fds(
+                self._words, _WORD_BYTES, 1, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            )
+            word: tuple[Any, ...] = marshal.loads(data)  # noqa: S302  written by our own process
+        except (OSError, EOFError, ValueError, TypeError):
+            return None, []
+        return word, fds
 
-        def told() -> None:
-            self.seen, self.bytes_read, self.differs = here.seen, here.bytes_read, here.differs
-            news()
-
-        return here.run(told)
-
-    def _found(self, pipe: BinaryIO, news: Callable[[], None]) -> Looked:
-        while True:
-            kind, *told = marshal.load(pipe)  # noqa: S302  written by our own process
-            if kind == "news":
-                self.seen, self.bytes_read, self.differs = told
-                news()
-            elif kind == "looked":
-                return Looked.received(told, pipe.read)
-            elif kind == "stopped":
-                raise Stopped
-            else:
-                raise error_from_wire(told[0])
+    def take_answers(self) -> int:
+        """The pipe through which the look comes. To be closed."""
+        fd, self._answers = self._answers, -1
+        return fd
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            hold, self._hold = self._hold, -1
-        if hold >= 0:
-            os.close(hold)
-        if self._here is not None:
-            self._here.stop()
+        """Have it end soon; from any thread."""
+        with suppress(OSError):
+            self._words.shutdown(socket.SHUT_RDWR)  # whoever waits for a word is told, too
 
     def over(self) -> None:
-        """Wait for the end of the process."""
+        """Wait for its end."""
         with self._lock:
             pid, self._pid = self._pid, 0
             if pid:
@@ -216,88 +220,67 @@ class BesideLook:
                     os.waitpid(pid, 0)
 
     def close(self) -> None:
-        """Give it up, whatever it is at, and wait for its end."""
+        """Stop it, whatever it is at, and wait for its end."""
         self.stop()
         if self._answers >= 0:
             os.close(self._answers)  # or it would wait for somebody to read what it found
             self._answers = -1
         self.over()
+        self._words.close()
 
 
-# In the other process.
+def _fork(start: str | os.PathLike[str], command: str | None, verify: bool) -> Other | None:
+    try:
+        words, its_words = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        answers, its_answers = os.pipe()
+    except OSError:
+        return None
+    with suppress(OSError, AttributeError):
+        fcntl.fcntl(its_answers, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    parent = os.getpid()
+    # A signal between here and the child's own settings would be taken by handlers that mean the parent.
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        pid = os.fork()
+        if not pid:
+            words.close()
+            os.close(answers)
+            _child(start, command, verify, parent, its_words, its_answers)
+    except OSError:
+        words.close()
+        os.close(answers)
+        return None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        its_words.close()
+        os.close(its_answers)
+    return Other(pid, words, answers)
 
 
 def _child(
-    site: Site, lock: LocalLock | None, verify: bool, to_us: int, held: int, not_ours: tuple[int, ...]
+    start: str | os.PathLike[str],
+    command: str | None,
+    verify: bool,
+    parent: int,
+    words: socket.socket,
+    answers: int,
 ) -> NoReturn:
     try:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-        gc.disable()
-        for descriptor in (*not_ours, *([lock.fileno()] if lock is not None else ())):
-            os.close(descriptor)
+        # Where the standard descriptors were closed, these may be among them.
+        words = socket.socket(fileno=fcntl.fcntl(words.detach(), fcntl.F_DUPFD_CLOEXEC, 3))
+        answers = fcntl.fcntl(answers, fcntl.F_DUPFD_CLOEXEC, 3)
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
-        with open(to_us, "wb", buffering=_PIPE_BYTES) as pipe:
-            _look(site, verify, _Teller(pipe), held)
+        from dsg_client.sync.lookout import look_out
+
+        look_out(start, command, verify, parent, words, answers)
     except BaseException:  # noqa: BLE001  an end without an answer says enough
         os._exit(1)
     os._exit(0)
-
-
-class _Teller:
-    """Sends what the look tells, from whichever thread."""
-
-    def __init__(self, pipe: BinaryIO) -> None:
-        self._pipe = pipe
-        self._lock = threading.Lock()
-
-    def tell(self, *what: Any, parts: Iterable[Buffer] = ()) -> None:
-        with self._lock:
-            marshal.dump(what, self._pipe)
-            for part in parts:
-                self._pipe.write(part)
-            self._pipe.flush()
-
-
-def _look(site: Site, verify: bool, teller: _Teller, held: int) -> None:
-    try:
-        cache = site.cache().manifest
-        look = Look(site, cache.algorithm, verify=verify)
-        told = False
-
-        def news() -> None:
-            nonlocal told
-            if look.differs and not told:
-                told = True
-                tell()
-
-        def tell() -> None:
-            teller.tell("news", look.seen, look.bytes_read, look.differs)
-
-        threading.Thread(target=_watch, args=(held, look, tell), daemon=True).start()
-        try:
-            looked = look.scan(news, cache)
-            head, parts = looked.sent()
-            teller.tell("looked", *head, parts=parts)
-        finally:
-            os.nice(10)  # the sync goes on; nobody waits for the index
-            look.save()
-    except Stopped:
-        teller.tell("stopped")
-    except DsgError as error:
-        teller.tell("failed", error.to_wire())
-
-
-def _watch(held: int, look: Look, tell: Callable[[], None]) -> None:
-    """Stop the look when the process that wants it lets go of its end, or is no more; until then, tell."""
-    poll = select.poll()
-    poll.register(held, 0)  # nothing but its end
-    try:
-        while not poll.poll(_TELL_EVERY * 1000):
-            tell()
-    except OSError:
-        pass  # nobody listens any more
-    look.stop()

@@ -15,9 +15,10 @@ from dsg_client.local.config import load_config
 from dsg_client.local.identity import find_identity
 from dsg_client.local.workdir import CONFIG_NAME, find_root
 from dsg_client.remote.address import parse_address
+from dsg_client.remote.reach import Link
 from dsg_client.sync.events import Emit, Phase, PhaseStarted
 from dsg_client.sync.settling import describe_pending
-from dsg_client.sync.site import Link, Site, open_site
+from dsg_client.sync.site import Site, open_site
 from protocol.compress import have_zstd
 from protocol.errors import ConfigError, DsgError
 from protocol.records import SnapshotRecord

@@ -16,11 +16,12 @@ from dsg_client.local.workdir import CONFIG_NAME, create_workdir, refuse_overlap
 from dsg_client.local.writeconfig import add_to_gitignore, set_repository, write_config
 from dsg_client.remote.address import RemoteAddress, parse_address
 from dsg_client.remote.calls import RemoteAgent
+from dsg_client.remote.reach import Link
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.looking import Look
 from dsg_client.sync.run import replace_cache
-from dsg_client.sync.site import Link, Site
+from dsg_client.sync.site import Site
 from dsg_client.sync.survey import Head, ask_head, look_at_local
 from dsg_client.sync.target import refuse_nesting, refuse_other_repository
 from protocol.digest import hasher

@@ -6,11 +6,7 @@ need it, while the server starts its agent (:meth:`Site.connecting`).
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import shlex
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
@@ -20,9 +16,6 @@ from typing import TYPE_CHECKING, Any
 from dsg_client.local.config import Config, load_config
 from dsg_client.local.workdir import Workdir, find_root, open_workdir, refuse_overlap
 from dsg_client.remote.address import RemoteAddress, parse_address
-from dsg_client.remote.ask import terminal_ask
-from dsg_client.remote.link import open_link
-from dsg_client.remote.settings import LinkSettings
 from dsg_client.sync.events import Emit, ignore
 from protocol.failpoints import parse_failpoints
 from protocol.transaction import Failpoints
@@ -35,98 +28,11 @@ if TYPE_CHECKING:
     from dsg_client.local.scan import Scan
     from dsg_client.local.scope import Scope
     from dsg_client.local.workdir import LocalLock
-    from dsg_client.remote.calls import RemoteAgent, RemoteRepo
+    from dsg_client.remote.calls import RemoteRepo
+    from dsg_client.remote.reach import Link
     from dsg_client.sync.ahead import Ahead
 
-__all__ = ["Link", "Site", "describe_config", "open_site"]
-
-
-# Seconds after which a thread that imports or scans lets the one go on that signs in; Python's are 5 ms,
-# and signing in has a dozen steps.
-_SWITCH = 0.0005
-
-_log = logging.getLogger("dsg")  # shown with -vv
-
-
-class Link:
-    """How to reach a server: an address and the settings that matter for the way."""
-
-    def __init__(self, address: RemoteAddress, config: Config, *, accept_new_host_key: bool = False) -> None:
-        self.address = address
-        self.config = config
-        self.accept_new_host_key = accept_new_host_key
-        #: Set once all that is needed to connect has been imported: from here on there is time to spare.
-        self._starting = asyncio.Event()
-        self._early: asyncio.Task[RemoteAgent] | None = None
-
-    async def open(self) -> RemoteAgent:
-        """Start an agent there. Close it."""
-        settings = LinkSettings(
-            transport=self.config.transport,
-            agent_command=self.config.agent_command,
-            accept_new_host_key=self.accept_new_host_key,
-            ask=terminal_ask(),
-            connect_limit=self.config.connect_timeout,
-            again=shlex.join(["dsg", *sys.argv[1:]]),
-        )
-        usual = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH)
-        try:
-            agent = await open_link(self.address, settings, self._starting.set)
-        finally:
-            sys.setswitchinterval(usual)
-            self._starting.set()
-        found = agent.preamble
-        _log.debug(
-            "%s: agent %s, protocol %s, features %s",
-            self.address,
-            found.dsg,
-            ", ".join(map(str, found.protocol)),
-            ", ".join(sorted(agent.session.features)) or "none",
-        )
-        return agent
-
-    @asynccontextmanager
-    async def connecting(self) -> AsyncIterator[None]:
-        """Begin to connect, and go on meanwhile; the next :meth:`agent` takes the connection up.
-
-        What needs time while it is made belongs into a thread. An error is
-        raised by who takes it up. A connection that nobody took up is closed
-        when the context is left.
-        """
-        self._early = early = asyncio.ensure_future(self.open())
-        # Even a cancelled wait must not leave the connection to itself.
-        try:
-            await self._starting.wait()
-            yield
-        finally:
-            if self._early is not None:
-                self._early = None
-                early.cancel()
-                await asyncio.wait([early])
-                if not early.cancelled() and early.exception() is None:
-                    await early.result().close()
-
-    @asynccontextmanager
-    async def agent(self) -> AsyncIterator[RemoteAgent]:
-        """An agent there, started now or already begun; it is gone when the context is left."""
-        early, self._early = self._early, None
-        try:
-            agent = await (early if early is not None else self.open())
-        except asyncio.CancelledError:
-            if early is not None:
-                await asyncio.wait([early])
-            raise
-        async with agent:
-            yield agent
-
-    @asynccontextmanager
-    async def repository(
-        self, *, mending: bool = False, have: str | None = None
-    ) -> AsyncIterator[RemoteRepo]:
-        """Start an agent and open the repository; see :meth:`RemoteAgent.open_repo`."""
-        async with self.agent() as agent:
-            yield await agent.open_repo(self.address.path, mending=mending, have=have)
+__all__ = ["Site", "describe_config", "open_site"]
 
 
 class Site:
@@ -140,14 +46,15 @@ class Site:
         accept_new_host_key: bool = False,
         emit: Emit = ignore,
         failpoints: Failpoints | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
+        """``ahead``: what was begun for this command before all else."""
         self.workdir = workdir
         self.config = config
         self.accept_new_host_key = accept_new_host_key
         self.emit = emit
         self.failpoints = failpoints or parse_failpoints(os.environ.get("DSG_FAILPOINTS", ""))
-        #: The lock and the look that were begun before all else.
-        self.ahead: Ahead | None = None
+        self.ahead = ahead
 
     @property
     def root(self) -> Path:
@@ -201,15 +108,22 @@ class Site:
     @cached_property
     def link(self) -> Link:
         """The way to the server."""
+        from dsg_client.remote.reach import Link
+
         return Link(self.address, self.config, accept_new_host_key=self.accept_new_host_key)
 
     @asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
         """Begin to connect, and go on meanwhile; see :meth:`Link.connecting`."""
         async with self.link.connecting():
-            # Git may have to be asked who is syncing: better now than when the server has answered.
-            asyncio.get_running_loop().run_in_executor(None, lambda: self.identity)
+            self.find_identity_aside()
             yield
+
+    def find_identity_aside(self) -> None:
+        """Have a thread find out who is syncing: git may have to be asked, and now is the time for it."""
+        import asyncio
+
+        asyncio.get_running_loop().run_in_executor(None, lambda: self.identity)
 
     def connect(
         self, *, mending: bool = False, have: str | None = None
@@ -296,11 +210,12 @@ def open_site(
     options: Mapping[str, Any] | None = None,
     accept_new_host_key: bool = False,
     emit: Emit = ignore,
+    ahead: Ahead | None = None,
 ) -> Site:
     """The working folder around ``start``; ConfigError says what is missing."""
     root = find_root(start)
     config = load_config(root, options=options)
-    return Site(open_workdir(root), config, accept_new_host_key=accept_new_host_key, emit=emit)
+    return Site(open_workdir(root), config, accept_new_host_key=accept_new_host_key, emit=emit, ahead=ahead)
 
 
 def describe_config() -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from dsg_client.local.config import Config, load_config
 from dsg_client.local.workdir import CONFIG_NAME, refuse_overlap
 from dsg_client.remote.address import RemoteAddress, parse_address
-from dsg_client.sync.site import Link
+from dsg_client.remote.reach import Link
 from protocol.errors import ConfigError, UsageError
 from protocol.paths import escape
 from protocol.value import Value

@@ -26,12 +26,17 @@ from tests.client.sync.conftest import Ground
 # A process with one thread, as a command is when it begins; asyncio and pytest have more.
 _BEFORE = """
 import json, os, signal, sys, time
-from dsg_client.sync.ahead import BesideLook, ahead_of
+from contextlib import contextmanager
+from dsg_client.sync.ahead import ahead_of
 from dsg_client.sync.looking import Look, Stopped
-from dsg_client.sync.site import open_site
 from protocol.errors import DsgError
 def say(**what): print(json.dumps(what), flush=True)
-site = open_site(sys.argv[1])
+@contextmanager
+def begun(command, **more):
+    with ahead_of(command, start=sys.argv[1], **more) as ahead:
+        ahead.told = ahead.direction()
+        yield ahead.open(), ahead
+def direction_of(ahead): return ahead.told and ahead.told.address
 """
 
 
@@ -109,9 +114,9 @@ async def test_it_finds_what_a_look_here_finds(ground: Ground) -> None:
                     looked.local.manifest.digest, looked.local.manifest.to_bytes().hex(),
                     [str(w) for w in looked.warnings]]
         news = []
-        with ahead_of(site, "test"):
-            look = site.ahead.take_look()
-            assert site.ahead.take_look() is None
+        with begun("test") as (site, ahead):
+            look = ahead.take_look()
+            assert ahead.take_look() is None
             looked = look.run(lambda: news.append(look.differs))
             there = shown(looked)
             differed = look.differs
@@ -144,8 +149,8 @@ async def test_a_refusal_comes_out_as_it_would_here(ground: Ground) -> None:
         def refused(look):
             try: look.run(lambda: None)
             except DsgError as error: return [type(error).__name__, error.to_wire()]
-        with ahead_of(site, "test"):
-            there = refused(site.ahead.take_look())
+        with begun("test") as (site, ahead):
+            there = refused(ahead.take_look())
         here = refused(Look(site, "sha256"))
         say(there=there, same=there == here)
         """,
@@ -167,8 +172,8 @@ async def test_it_stops_within_a_large_file_and_keeps_what_it_read(ground: Groun
         """
         import threading
         stopped = False
-        with ahead_of(site, "test"):
-            look = site.ahead._look
+        with begun("test") as (site, ahead):
+            look = ahead.take_look()
             if sys.argv[2] == "True":
                 def stop():
                     while look.bytes_read < 1 << 24: time.sleep(0.02)
@@ -178,7 +183,7 @@ async def test_it_stops_within_a_large_file_and_keeps_what_it_read(ground: Groun
                 except Stopped: stopped = True
             else:
                 time.sleep(1)
-            pid = look._pid
+            pid = ahead._other._pid
         say(pid=pid, stopped=stopped)
         """,
         str(run),
@@ -196,8 +201,8 @@ async def test_nobody_who_reads_what_it_found_does_not_keep_it(ground: Ground) -
     found = said(
         site,
         """
-        with ahead_of(site, "test"):
-            pid = site.ahead._look._pid
+        with begun("test") as (site, ahead):
+            pid = ahead._other._pid
             time.sleep(1.5)
             begun = time.monotonic()
         say(pid=pid, seconds=time.monotonic() - begun)
@@ -213,9 +218,9 @@ async def test_killed_it_is_done_again_here(ground: Ground) -> None:
     found = said(
         site,
         """
-        with ahead_of(site, "test"):
-            look = site.ahead.take_look()
-            os.kill(look._pid, signal.SIGKILL)
+        with begun("test") as (site, ahead):
+            look = ahead.take_look()
+            os.kill(ahead._other._pid, signal.SIGKILL)
             entries = len(look.run(lambda: None).local.manifest)
             here = look._here is not None
         say(entries=entries, here=here)
@@ -231,11 +236,11 @@ async def test_it_ends_with_the_process_it_works_for_and_never_holds_the_lock(gr
         site,
         """
         import threading
-        with ahead_of(site, "test"):
-            look = site.ahead.take_look()
+        with begun("test") as (site, ahead):
+            look = ahead.take_look()
             threading.Thread(target=look.run, args=(lambda: None,), daemon=True).start()
             while not look.bytes_read: time.sleep(0.02)
-            say(pid=look._pid)
+            say(pid=ahead._other._pid)
             time.sleep(600)
         """,
     )
@@ -264,12 +269,12 @@ async def test_ctrl_c_is_none_of_its_business(ground: Ground) -> None:
         site,
         """
         import threading
-        with ahead_of(site, "test"):
-            look = site.ahead.take_look()
+        with begun("test") as (site, ahead):
+            look = ahead.take_look()
             def signals():
                 while look.bytes_read < 1 << 24: time.sleep(0.02)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    os.kill(look._pid, number)
+                    os.kill(ahead._other._pid, number)
                 at = look.bytes_read
                 while look.bytes_read < at + (1 << 24): time.sleep(0.02)
                 look.stop()
@@ -287,8 +292,8 @@ async def test_an_unfinished_transaction_is_not_looked_at(ground: Ground) -> Non
     found = said(
         site,
         """
-        with ahead_of(site, "test"):
-            say(look=site.ahead.take_look() is not None, lock=site.ahead.take_lock() is not None)
+        with begun("test") as (site, ahead):
+            say(look=ahead.take_look() is not None, lock=ahead.take_lock() is not None)
         """,
     )
     assert found == {"look": False, "lock": True}
@@ -297,8 +302,8 @@ async def test_an_unfinished_transaction_is_not_looked_at(ground: Ground) -> Non
 async def test_who_finds_the_folder_locked_begins_nothing(ground: Ground) -> None:
     site = await ground.init("ann")
     code = """
-        with ahead_of(site, "test"):
-            say(look=site.ahead.take_look() is not None, lock=site.ahead.take_lock() is not None)
+        with begun("test") as (site, ahead):
+            say(look=ahead.take_look() is not None, lock=ahead.take_lock() is not None)
         """
     with site.workdir.lock("other"):
         assert said(site, code) == {"look": False, "lock": False}
@@ -308,9 +313,10 @@ async def test_who_finds_the_folder_locked_begins_nothing(ground: Ground) -> Non
 async def test_a_process_with_threads_is_not_forked(ground: Ground) -> None:
     site = await ground.init("ann")
     await asyncio.to_thread(int)  # the executor's thread stays
-    with ahead_of(site, None):
-        assert site.ahead is not None
-        assert site.ahead.take_look() is None
+    with ahead_of(None, start=site.root) as ahead:
+        assert ahead.direction() is None
+        assert ahead.open().root == site.root
+        assert ahead.take_look() is None
 
 
 async def test_leftovers_are_swept_before_it_begins(ground: Ground) -> None:
@@ -320,8 +326,8 @@ async def test_leftovers_are_swept_before_it_begins(ground: Ground) -> None:
     said(
         site,
         """
-        with ahead_of(site, "test"):
-            assert site.ahead.take_look() is not None
+        with begun("test") as (site, ahead):
+            assert ahead.take_look() is not None
             say()
         """,
     )
@@ -336,8 +342,8 @@ async def test_two_who_save_the_index_do_so_in_turn(ground: Ground) -> None:
         site,
         """
         from dsg_client.local.index import IndexChanges
-        with ahead_of(site, "test"):
-            site.ahead.take_look().run(lambda: None)
+        with begun("test") as (site, ahead):
+            ahead.take_look().run(lambda: None)
             changes = IndexChanges()
             changes.put("input/zzz", (1, 2, 3, 4), b"d" * 32)
             site.save_index(changes, "sha256")
@@ -345,6 +351,158 @@ async def test_two_who_save_the_index_do_so_in_turn(ground: Ground) -> None:
         """,
     )
     assert {"input/zzz", "input/below/f00000.csv", "input/below/f04999.csv"} <= indexed(site)
+
+
+async def test_it_tells_where_to_connect_and_hands_the_lock_over(ground: Ground) -> None:
+    site = await ground.init("ann")
+    found = said(
+        site,
+        """
+        with begun("dsg test") as (site, ahead):
+            holder = json.loads((site.root / ".dsg/lock.holder").read_text())
+            ahead.take_look().run(lambda: None)
+            lock = ahead.take_lock()
+            ahead.over()
+            try: site.workdir.lock("other")
+            except DsgError as error: held = str(error)
+            lock.release()
+            site.workdir.lock("other").release()
+        say(direction=str(direction_of(ahead)), pid=holder["pid"] == os.getpid(), command=holder["command"],
+            held="in use by 'dsg test'" in held, holder=(site.root / ".dsg/lock.holder").exists())
+        """,
+    )
+    assert found == {
+        "direction": str(site.address),
+        "pid": True,
+        "command": "dsg test",
+        "held": True,
+        "holder": False,
+    }
+
+
+async def test_what_nobody_took_is_let_go(ground: Ground) -> None:
+    site = await ground.init("ann")
+    said(site, 'with begun("test"): pass\nsay()')
+    assert not (site.root / ".dsg/lock.holder").exists()
+    site.workdir.lock("other").release()
+
+
+# Where the other process may end, and what it has told by then.
+ENDS = {
+    "before a word": "lookout._tell_configuration = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "after the first": "lookout._prepare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "with the lock": "lookout.sweep = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "with an error": "lookout._unfinished = lambda *_: 1 / 0",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_whatever_it_does_not_come_to_is_done_here(ground: Ground, end: str) -> None:
+    site = await ground.init("ann")
+    fill(site, 10)
+    found = said(
+        site,
+        f"""
+        from dsg_client.sync import lookout
+        {ENDS[end]}
+        with begun("test") as (site, ahead):
+            none = [ahead.take_look(), ahead.take_lock()]
+            with site.lock("test"):
+                entries = len(Look(site, "sha256").run(lambda: None).local.manifest)
+        say(none=none, entries=entries)
+        """,
+    )
+    assert found == {"none": [None, None], "entries": 13}
+
+
+async def test_what_is_wrong_with_the_folder_is_said_here(ground: Ground) -> None:
+    site = await ground.init("ann")
+    config = site.root / ".dsgconfig.yml"
+    config.write_text("repositry: host:/x\n")
+    code = """
+        try:
+            with begun("test"): pass
+        except DsgError as error: say(error=str(error))
+        """
+    assert "repositry" in said(site, code)["error"]
+    config.unlink()
+    code = """
+        with begun("test") as (site, ahead):
+            try: site.address
+            except DsgError as error: say(error=str(error), direction=direction_of(ahead) is not None,
+                                          lock=ahead.take_lock() is not None)
+        """
+    found = said(site, code)
+    assert found == {"error": "no repository is configured", "direction": False, "lock": True}
+
+
+async def test_closed_standard_descriptors_are_nobody_elses(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site, 100)
+    code = """
+        for descriptor in (0, 1): os.close(descriptor)
+        with begun("test") as (site, ahead):
+            entries = len(ahead.take_look().run(lambda: None).local.manifest)
+        os.dup2(2, 1)
+        say(entries=entries)
+        """
+    process = program(site, code)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(err.splitlines()[-1])) == (0, {"entries": 103})
+
+
+@pytest.mark.parametrize("where", ["load_config", "sweep"])
+async def test_an_interrupt_does_not_wait_for_it(ground: Ground, where: str) -> None:
+    site = await ground.init("ann")
+    process = program(
+        site,
+        f"""
+        from dsg_client.cli.main import main
+        from dsg_client.sync import lookout
+        def hang(*_):
+            os.write(told, str(os.getpid()).encode() + b"\\n")
+            time.sleep(600)
+        told = os.dup(1)
+        lookout.{where} = hang
+        os.chdir(sys.argv[1])
+        sys.argv[1:] = ["sync"]
+        main()
+        """,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    pid = int(process.stdout.readline())
+    await asyncio.sleep(1.0)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - begun < 20
+    assert gone(pid)
+    site.workdir.lock("other").release()
+
+
+async def test_killed_before_a_word_it_leaves_nobody_behind(ground: Ground) -> None:
+    site = await ground.init("ann")
+    process = program(
+        site,
+        """
+        from dsg_client.sync import lookout
+        def hang(*_):
+            os.write(told, str(os.getpid()).encode() + b"\\n")
+            time.sleep(600)
+        told = os.dup(1)
+        lookout.sweep = hang
+        with begun("test"): pass
+        """,
+    )
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    assert gone(pid)
+    site.workdir.lock("other").release()
+    process.communicate()
 
 
 async def test_a_look_here_is_the_same_class_of_thing(ground: Ground) -> None:
