@@ -44,7 +44,9 @@ def examine_server(agent: Agent, path: str) -> Iterator[Check]:
 
 
 def _check(name: str, ok: bool, detail: str, cure: str = "") -> Check:
-    return Check(name=name, ok=ok, detail=escape(detail)[:4000], cure="" if ok else escape(cure)[:4000])
+    # A cure of several lines is to be pasted line by line.
+    lines = "\n".join(map(escape, cure.split("\n")))
+    return Check(name=name, ok=ok, detail=escape(detail)[:4000], cure="" if ok else lines[:4000])
 
 
 def _python() -> Check:

@@ -107,7 +107,7 @@ def _destroy_older(site: Site, generation: Generation, deadline: float, lock: in
     if (again.used, again.written) == (generation.used, generation.written):
         destroy(site.zfs, name, lock=lock, limit=_left(deadline), unmounted=True)
         return ""
-    site.zfs.run("mount", name, lock=lock, limit=_left(deadline))
+    site.zfs.mounting("mount", name, lock=lock, limit=_left(deadline))
     return kept if _differs(site, again, deadline) else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,8 @@ class Trouble(Enum):
 _WORDS = (
     (Trouble.ABSENT, ("modules are not loaded", "module is not loaded", "/dev/zfs", "zfs-fuse daemon")),
     (Trouble.DENIED, ("permission denied", "operation not permitted", "must be root", "mounted by root")),
+    (Trouble.DENIED, ("insufficient privileges", "must be superuser")),
+    (Trouble.DENIED, ("dsg-zfs-mount: refused", "dsg-zfs-mount: not configured", "sudo: ")),
     (Trouble.NO_ORIGIN, ("not a cloned filesystem",)),
     (Trouble.NO_TAG, ("no such tag",)),
     (Trouble.HAS_CHILDREN, ("has children", "has dependent clones")),
@@ -118,31 +121,24 @@ class Zfs:
         not end within ``limit`` seconds is killed when it only looks, and left
         to itself with the lock when it changes something.
         """
-        usual = READ_LIMIT if lock is None else CHANGE_LIMIT
-        child = subprocess.Popen(
-            [self._program, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            pass_fds=() if lock is None else (lock,),
-            start_new_session=True,
-            cwd="/",
-        )
-        try:
-            out, err = child.communicate(timeout=limit or usual)
-        except subprocess.TimeoutExpired:
-            if lock is None:
-                child.kill()
-                try:
-                    child.communicate(timeout=_LAST_WAIT)
-                except subprocess.TimeoutExpired:
-                    pass
-            for pipe in (child.stdout, child.stderr):
-                if pipe is not None:
-                    pipe.close()
-            return Answer(words, None, "", "")
-        return Answer(words, child.returncode, _text(out), _text(err))
+        return _execute([self._program, *words], words, b"", lock, limit)
+
+    def mounting(self, verb: str, name: str, *, lock: int | None, limit: float | None = None) -> Answer:
+        """``mount`` or ``unmount`` the dataset ``name``, in the way that this account has. See :meth:`run`.
+
+        One that is not root on Linux asks the program dsg-zfs-mount, where it
+        is: then what is mounted, or not, already is no error.
+        """
+        if os.geteuid() != 0:
+            from dsg_remote_agent.storage.zfs.privileges import mounter
+
+            program = mounter()
+            if program is not None:
+                request = json.dumps({"version": 1, "verb": verb, "dataset": name}).encode()
+                # sudo hands no descriptors on: the shell keeps the lock until all is done.
+                command = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *program]
+                return _execute(command, (verb, name), request, lock, limit)
+        return self.run(verb, name, lock=lock, limit=limit)
 
     def must(self, *words: str, lock: int | None = None, shown: str) -> str:
         """What ``zfs WORDS`` prints; :func:`failure` when it fails. ``shown``: the repository's name."""
@@ -150,6 +146,37 @@ class Zfs:
         if not answer.good:
             raise failure(answer, shown)
         return answer.out
+
+
+def _execute(
+    command: list[str], words: tuple[str, ...], told: bytes, lock: int | None, limit: float | None
+) -> Answer:
+    """Run ``command``, which is told ``told``; the answer bears ``words``. See :meth:`Zfs.run`."""
+    usual = READ_LIMIT if lock is None else CHANGE_LIMIT
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if told else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+        pass_fds=() if lock is None else (lock,),
+        start_new_session=True,
+        cwd="/",
+    )
+    try:
+        out, err = child.communicate(told or None, timeout=limit or usual)
+    except subprocess.TimeoutExpired:
+        if lock is None:
+            child.kill()
+            try:
+                child.communicate(timeout=_LAST_WAIT)
+            except subprocess.TimeoutExpired:
+                pass
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+        return Answer(words, None, "", "")
+    return Answer(words, child.returncode, _text(out), _text(err))
 
 
 def _text(raw: bytes) -> str:
@@ -162,11 +189,10 @@ def failure(answer: Answer, shown: str, does: str = "") -> DsgError:
     message = f"{what} failed for {shown}: {answer.said}"
     facts = {"command": ["zfs", *answer.words], "why": answer.trouble.value}
     if answer.trouble is Trouble.DENIED:
-        return NotPermittedError(
-            message,
-            hint="the agent must run as root on a ZFS server; ask its administrator",
-            facts=facts,
-        )
+        from dsg_remote_agent.storage.zfs.privileges import advice
+
+        root = shown.removeprefix("zfs:").rpartition("/")[0]
+        return NotPermittedError(message, hint=advice(root), facts=facts)
     hints = {
         Trouble.FULL: "free space in the pool or raise the quota ('zfs list -o space'), and sync again; "
         "nothing was changed",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from dsg_remote_agent.storage.zfs.command import Zfs
 from dsg_remote_agent.storage.zfs.holders import holders
 from dsg_remote_agent.storage.zfs.links import is_current
+from dsg_remote_agent.storage.zfs.privileges import Way, account, examine_rights, way
 from dsg_remote_agent.storage.zfs.repository import ZfsRepository
 from dsg_remote_agent.storage.zfs.settling import MOST_UNPROMOTED
 from dsg_remote_agent.storage.zfs.survey import Survey, take_survey
@@ -20,12 +20,7 @@ Finding = tuple[str, bool, str, str]  # what was looked at, whether it is well, 
 
 def examine_zfs(zfs: Zfs, dataset: str, repository: ZfsRepository | None) -> Iterator[Finding]:
     """The findings on ``dataset``; ``repository`` None: it could not be opened."""
-    yield (
-        "rights",
-        os.geteuid() == 0,
-        f"user id {os.geteuid()}",
-        "let the agent run as root, which may mount: agent_command: sudo -n dsg-remote-agent",
-    )
+    yield from _rights(zfs, dataset.rpartition("/")[0])
     try:
         survey = take_survey(zfs, dataset)
     except ConfigError as error:
@@ -55,6 +50,16 @@ def examine_zfs(zfs: Zfs, dataset: str, repository: ZfsRepository | None) -> Ite
         return
     if repository is not None:
         yield from _generations(repository, survey)
+
+
+def _rights(zfs: Zfs, root: str) -> Iterator[Finding]:
+    found = way()
+    if found is Way.ROOT:
+        yield ("rights", True, "root, who may do everything", "")
+        return
+    yield ("rights", True, f"{account()} is not root; mounting {found.value}", "")
+    for right in examine_rights(zfs, root):
+        yield (right.name, right.ok, right.detail, "\n".join(("# as root on the server:", *right.commands)))
 
 
 def _generations(repository: ZfsRepository, survey: Survey) -> Iterator[Finding]:

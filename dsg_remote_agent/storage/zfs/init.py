@@ -8,7 +8,13 @@ from dsg_remote_agent.storage.directory_init import fill_area, first_record, sha
 from dsg_remote_agent.storage.layout import AREA, LOCK, TMP, Marker
 from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
 from dsg_remote_agent.storage.zfs.links import check_place, set_link
-from dsg_remote_agent.storage.zfs.mounts import destroy, let_mount, open_root, open_tree
+from dsg_remote_agent.storage.zfs.mounts import (
+    destroy,
+    let_mount,
+    open_root,
+    open_tree,
+    refuse_without_mounting,
+)
 from dsg_remote_agent.storage.zfs.names import GENERATIONS, HeadValue, snapshot
 from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, link_path
 from dsg_remote_agent.storage.zfs.survey import take_survey
@@ -43,6 +49,7 @@ def make_zfs_repository(
     or that has no folder to be mounted in. After a crash the same call goes
     on; half a repository is never taken for one, as ``dsg:head`` comes last.
     """
+    refuse_without_mounting(dataset)
     folder = _make_container(zfs, dataset, marker)
     outer = _open_outer(folder, group)
     try:
@@ -86,7 +93,7 @@ def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
         raise _in_use(dataset, "a repository is there already")
     _refuse_taken(link_path(folder, name), ours=found is not None)
     if found is None:
-        own = ["dsg:format=1", f"dsg:repo-id={marker.repo_id}", "canmount=off", *_FIXED]
+        own = ["dsg:format=1", f"dsg:repo-id={marker.repo_id}", "canmount=off", *_fixed(zfs, parent)]
         if not inherited:
             own.append(f"mountpoint={folder}")
         words = [word for prop in own for word in ("-o", prop)]
@@ -99,6 +106,17 @@ def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
             _prefer(zfs, dataset, prop, value)
         return folder
     return found["mountpoint"]
+
+
+def _fixed(zfs: Zfs, parent: str) -> list[str]:
+    """What is fixed when a dataset is made; for an account that is not root only what is not so above.
+
+    To choose what would be so anyway takes a right that nothing else takes.
+    """
+    if os.geteuid() == 0:
+        return list(_FIXED)
+    above = _properties(zfs, parent, *(prop.partition("=")[0] for prop in _FIXED)) or {}
+    return [prop for prop in _FIXED if above.get(prop.partition("=")[0]) != prop.partition("=")[2]]
 
 
 def _prefer(zfs: Zfs, dataset: str, prop: str, value: str) -> None:

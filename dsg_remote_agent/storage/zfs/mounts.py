@@ -14,7 +14,15 @@ from protocol.tree.fs import Capabilities
 from protocol.tree.posix import PosixTree
 from protocol.tree.syscalls import system
 
-__all__ = ["destroy", "let_mount", "mounted_dataset", "open_root", "open_tree", "unmount"]
+__all__ = [
+    "destroy",
+    "let_mount",
+    "mounted_dataset",
+    "open_root",
+    "open_tree",
+    "refuse_without_mounting",
+    "unmount",
+]
 
 _TRIES = 5
 _DELAY_S = 0.03
@@ -60,11 +68,19 @@ def open_root(zfs: Zfs, name: str, mountpoint: str, *, mounted: bool, lock: int 
     return fd
 
 
+def refuse_without_mounting(dataset: str) -> None:
+    """NotPermittedError when this account has no way to mount what is made in the repository ``dataset``."""
+    if os.geteuid() != 0:
+        from dsg_remote_agent.storage.zfs.privileges import refuse_without
+
+        refuse_without(dataset.rpartition("/")[0])
+
+
 def _mount(zfs: Zfs, name: str, lock: int | None, shown: str) -> None:
     """Mount it; zfs-fuse calls a file system busy for a moment after it was unmounted."""
     for attempt in range(_TRIES):
         time.sleep(_DELAY_S * attempt)
-        answer = zfs.run("mount", name, lock=lock)
+        answer = zfs.mounting("mount", name, lock=lock)
         if answer.good or answer.trouble is Trouble.EXISTS:
             return
         if answer.trouble is not Trouble.BUSY or attempt + 1 == _TRIES:
@@ -89,7 +105,7 @@ def open_tree(fd: int) -> PosixTree:
 
 def unmount(zfs: Zfs, name: str, *, lock: int | None, limit: float | None = None) -> Trouble:
     """Unmount ``name``, never by force; NONE too when it was not mounted."""
-    answer = zfs.run("unmount", name, lock=lock, limit=limit)
+    answer = zfs.mounting("unmount", name, lock=lock, limit=limit)
     return Trouble.NONE if answer.trouble is Trouble.MISSING else answer.trouble
 
 

@@ -16,6 +16,7 @@ from dsg_remote_agent.storage.stock import Fate, Stock, plan, required
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Zfs
 from dsg_remote_agent.storage.zfs.links import is_current
+from dsg_remote_agent.storage.zfs.mounts import refuse_without_mounting
 from dsg_remote_agent.storage.zfs.pruning import destroy_pruned, protect, stock_of
 from dsg_remote_agent.storage.zfs.reading import SnapshotFiles
 from dsg_remote_agent.storage.zfs.settling import refuse_too_many, settle
@@ -113,6 +114,7 @@ class ZfsRepository:
 
     def begin(self, claim: Claim, base: str, *, adopt: bool, notice: Notice) -> ZfsTransaction:
         site = self.site
+        refuse_without_mounting(site.dataset)
         held = self._take(claim)
         try:
             site.failpoints.reach(Step.REMOTE_LOCKED)

@@ -14,6 +14,7 @@ from dsg_remote_agent.storage.base import Outcome
 from dsg_remote_agent.storage.zfs import cleaning, deciding, repository, standing
 from dsg_remote_agent.storage.zfs.command import Answer, Trouble, Zfs
 from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number, parse_dataset
+from dsg_remote_agent.storage.zfs.privileges import held_rights
 from dsg_remote_agent.storage.zfs.standing import Standing
 from protocol.errors import DsgError, IntegrityError, LockedError, RemoteStorageError, UsageError
 from protocol.transaction import Step
@@ -95,6 +96,50 @@ def test_what_a_command_complains_of(said: str, trouble: Trouble) -> None:
     assert Answer(("x",), 1, "", said).trouble is trouble
     assert Answer(("x",), 0, "", said).trouble is Trouble.NONE
     assert Answer(("x",), None, "", said).trouble is Trouble.TIMEOUT
+
+
+TOLD = """\
+---- Permissions on tank/dsg/deep ------------------------------------
+Local permissions:
+\tuser agent destroy
+Local+Descendent permissions:
+\tuser agent clone,create
+\tuser other mountpoint
+\tgroup research @basic
+---- Permissions on tank/dsg -----------------------------------------
+Permission sets:
+\t@basic mount,snapshot,@more
+\t@more userprop
+Create time permissions:
+\trollback
+Descendent permissions:
+\teveryone hold
+---- Permissions on tank/dsg/deep ------------------------------------
+Descendent permissions:
+\tuser agent promote
+"""
+
+
+def test_what_an_account_holds() -> None:
+    """By name, by group, by set, from above; not what is another's, or holds on the root alone."""
+    held = held_rights(TOLD, "tank/dsg/deep", "agent", {"research"})
+    assert held == {"clone", "create", "mount", "snapshot", "userprop", "hold"}
+    assert held_rights(TOLD, "tank/dsg/deep", "other", set()) == {"mountpoint", "hold"}
+    assert held_rights("", "tank/dsg", "agent", set()) == set()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cannot mount 'x': Insufficient privileges",
+        "dsg-zfs-mount: refused: others may write to it",
+        "dsg-zfs-mount: not configured: /etc/dsg/zfs-mount.conf: No such file or directory",
+        "sudo: a password is required",
+        "umount: /x: must be superuser to unmount.",
+    ],
+)
+def test_what_is_denied(said: str) -> None:
+    assert Answer(("mount",), 1, "", said).trouble is Trouble.DENIED
 
 
 def test_a_command_that_hangs_is_given_up(tmp_path: Path) -> None:
