@@ -206,7 +206,7 @@ class SignIn(asyncssh.SSHClient):
         """The key pairs in a file, with its certificate if there is one; none, and a note, if unusable."""
         certificates = [c for c in _paths(self._config.get("CertificateFile"), ()) if _exists(c)]
         try:
-            return list(asyncssh.load_keypairs([file], certlist=certificates))
+            return _key_pairs(file, certificates)
         except asyncssh.KeyImportError as error:
             if "assphrase" not in str(error):
                 self._tried.append(f"{escape(file)} (not usable: {escape(str(error))})")
@@ -345,6 +345,15 @@ def reason(error: BaseException) -> str:
     """What an exception says, safe to show."""
     text = getattr(error, "reason", "") or getattr(error, "strerror", "") or str(error)
     return escape(str(text)) or type(error).__name__
+
+
+def _key_pairs(file: str, certificates: list[str]) -> list[Any]:
+    try:
+        return list(asyncssh.load_keypairs([file], certlist=certificates))
+    except NameError:
+        # An X.509 certificate stands behind the key: asyncssh was imported without them (see link), and
+        # OpenSSH, too, takes the key alone.
+        return list(asyncssh.load_keypairs([asyncssh.read_private_key(file)], certlist=certificates))
 
 
 def _paths(configured: object, usual: Sequence[str]) -> list[str]:

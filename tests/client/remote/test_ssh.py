@@ -41,6 +41,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh", "ssh-keygen")]
 
 BOTH = pytest.mark.parametrize("transport", ["asyncssh", "openssh"])
 PATH = "/srv/none"
+# Of nobody; made by: openssl req -x509 -new -key KEY -subj /CN=x
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBbjCCAROgAwIBAgIUBCjZ+weNQiu9HjxLP2jK9GW7PowwCgYIKoZIzj0EAwIw
+DDEKMAgGA1UEAwwBeDAeFw0yNjExMjMwNjUxMDdaFw0zNjExMjAwNjUxMDdaMAwx
+CjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAScK0R+0iwo4SPI
+yaAUqxNkf4v/HJwssXXM8WpD73pbxFnmyxmW/for/k2puf2M0SxrpZFSzF/4K+1M
+2sYtOBAPo1MwUTAdBgNVHQ4EFgQUnPk9aqAPTCgpr9O4LaBxau2ytz0wHwYDVR0j
+BBgwFoAUnPk9aqAPTCgpr9O4LaBxau2ytz0wDwYDVR0TAQH/BAUwAwEB/zAKBggq
+hkjOPQQDAgNJADBGAiEA6rr2xwvocTPs87t/AIUfl0PjdHT+Uegb/Qp4/QmszE8C
+IQCk4Ees3DG5TwZgtXOkgVVDP67isgDH+SgQZWbjWfE4CQ==
+-----END CERTIFICATE-----
+"""
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +218,18 @@ async def test_an_encrypted_key_without_its_public_half(
     ask, asked = answers("secret")
     await works(client, ask=ask)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("passphrase", ["", "let me in"], ids=["plain", "encrypted"])
+async def test_an_x509_certificate_behind_a_key_is_passed_over(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch, passphrase: str
+) -> None:
+    client = person(host, monkeypatch, passphrase=passphrase)
+    with client.key.open("a") as file:
+        file.write(CERTIFICATE)
+    ask, asked = answers(passphrase)
+    await works(client, ask=ask)
+    assert len(asked) == bool(passphrase)
 
 
 async def test_proxy_jump_checks_each_host(host: SshHost, monkeypatch: pytest.MonkeyPatch) -> None:
