@@ -38,26 +38,33 @@ async def dial(
         found = await loop.getaddrinfo(name, port, family=family, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise unknown_host(host, getattr(error, "strerror", None) or str(error)) from None
+    begun: list[asyncio.Task[socket.socket]] = []
     pending: set[asyncio.Task[socket.socket]] = set()
+    won: asyncio.Task[socket.socket] | None = None
     errors: list[OSError] = []
     addresses = list(found)
     try:
         while addresses or pending:
             if addresses:
                 kind, _, number, _, address = addresses.pop(0)
-                pending.add(asyncio.create_task(_connect(kind, number, address, local)))
+                begun.append(asyncio.create_task(_connect(kind, number, address, local)))
+                pending.add(begun[-1])
             done, pending = await asyncio.wait(
                 pending, timeout=STAGGER if addresses else None, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
                 try:
-                    return task.result()
+                    end = task.result()
+                    won = task
+                    return end
                 except OSError as error:
                     errors.append(error)
     finally:
-        for task in pending:
+        # Also those that are done: two can connect in the same instant.
+        others = [task for task in begun if task is not won]
+        for task in others:
             task.cancel()
-        for result in await asyncio.gather(*pending, return_exceptions=True):
+        for result in await asyncio.gather(*others, return_exceptions=True):
             if isinstance(result, socket.socket):
                 result.close()
     raise dial_error(host, port, errors)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from dsg_client.remote import dial as dial_module
 from dsg_client.remote.dial import acknowledge, dial, dial_error
 from protocol.errors import HostUnknownError, LinkError, RefusedError
 
@@ -107,6 +108,25 @@ async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch
             await dialing
         for filler in fillers:
             filler.close()
+
+
+async def test_of_two_that_connect_at_once_one_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = asyncio.Event()
+    made: list[socket.socket] = []
+
+    async def connect(*_: object) -> socket.socket:
+        end = socket.socket()
+        made.append(end)
+        if len(made) == 2:
+            both.set()
+        await both.wait()
+        return end
+
+    monkeypatch.setattr(dial_module, "_connect", connect)
+    resolve_to(monkeypatch, ("127.0.0.1", 1), ("127.0.0.1", 2))
+    with await dial("h", 22) as won:
+        assert len(made) == 2
+        assert [end.fileno() >= 0 for end in made] == [end is won for end in made]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no TCP_QUICKACK here; to have it: make test, on Linux")

@@ -286,6 +286,28 @@ async def test_ctrl_c_is_none_of_its_business(ground: Ground) -> None:
     assert found == {"here": False}
 
 
+async def test_ctrl_c_just_before_the_look_here_is_heard(ground: Ground) -> None:
+    site = await ground.init("ann")
+    fill(site)
+    found = said(
+        site,
+        """
+        import dsg_client.sync.beside as beside_module
+        with begun("test") as (site, ahead):
+            look = ahead.take_look()
+            os.kill(ahead._other._pid, signal.SIGKILL)
+            def late(*given, **named):
+                look.stop()
+                return Look(*given, **named)
+            beside_module.Look = late
+            try: look.run(lambda: None)
+            except Stopped: say(stopped=True)
+            else: say(stopped=False)
+        """,
+    )
+    assert found == {"stopped": True}
+
+
 async def test_an_unfinished_transaction_is_not_looked_at(ground: Ground) -> None:
     site = await ground.init("ann")
     site.tree.write_bytes(JOURNAL_PREPARED, b"whatever it says")
