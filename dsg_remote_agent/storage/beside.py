@@ -31,16 +31,21 @@ class Beside:
         self._pid = 0
         if not _MAY_FORK:
             return
-        self._ends, theirs = os.pipe()
+        try:
+            self._ends, theirs = os.pipe()
+        except OSError:
+            return
         asker = os.getpid()
         try:
             self._pid = os.fork()
             if not self._pid:
                 _answer(question, asker)
         except OSError:
-            os.close(self._ends)
+            pass
         finally:
             os.close(theirs)
+            if not self._pid:
+                os.close(self._ends)
 
     def yes(self, tick: Callable[[], None], limit_s: float) -> bool:
         """Wait for the answer, so many seconds at most; ``tick`` is called now and then, and may raise."""
@@ -59,7 +64,10 @@ class Beside:
     def close(self) -> None:
         """End it, if it has not ended."""
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+            try:
+                os.kill(self._pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended, and is forgotten already
             self._wait()
 
     def _wait(self) -> int:

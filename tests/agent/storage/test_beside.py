@@ -64,6 +64,51 @@ def test_where_nothing_can_be_forked_the_answer_is_no(monkeypatch: pytest.Monkey
         assert not asked.yes(never, 30)
 
 
+def test_without_a_pipe_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", refused)
+    with Beside(lambda _: True) as asked:
+        assert not asked.yes(never, 30)
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("error", [BlockingIOError, MemoryError])
+def test_what_cannot_be_forked_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refused() -> int:
+        raise error
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refused)
+        try:
+            Beside(lambda _: True)
+        except MemoryError:
+            pass
+    assert descriptors() == before
+
+
+def test_one_that_has_ended_and_is_forgotten_is_given_up_all_the_same() -> None:
+    """Where the system forgets children (SIGCHLD is ignored), there is nobody left to be ended."""
+    before = descriptors()
+    old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Beside(lambda _: True) as asked:
+            pid, end = asked._pid, time.monotonic() + 10
+            while alive(pid) and time.monotonic() < end:
+                time.sleep(0.02)
+        assert not alive(pid)
+    finally:
+        signal.signal(signal.SIGCHLD, old)
+    assert descriptors() == before
+
+
 def test_who_waits_is_asked_whether_he_still_does() -> None:
     class GoneError(Exception):
         pass
