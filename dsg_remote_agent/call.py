@@ -98,6 +98,10 @@ class Call:
         """Raise Gone or Cancelled when nobody waits for the answer any more."""
         self.session.check(self)
 
+    def warn(self, event: str, **facts: Any) -> None:
+        """Put something into the server's log that an administrator should know."""
+        self.session.warn(event, **facts)
+
     def wait_sent(self) -> None:
         """Wait, for a while, until all that was answered so far has left this process."""
         self.session.wait_sent()

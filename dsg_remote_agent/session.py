@@ -55,6 +55,8 @@ class Log(Protocol):
 
     def info(self, event: str, **facts: Any) -> None: ...
 
+    def warning(self, event: str, **facts: Any) -> None: ...
+
     def error(self, event: str, **facts: Any) -> None: ...
 
 
@@ -371,6 +373,10 @@ class Session:
     def compression(self) -> str:
         """The best algorithm that both sides have."""
         return "zstd" if "zstd" in self._conn.features else "zlib"
+
+    def warn(self, event: str, **facts: Any) -> None:
+        """Put something into the log that an administrator should know."""
+        self._log.warning(event, **facts)
 
     def wait_sent(self) -> None:
         """Wait until the queue is empty and written out, at most a few seconds."""

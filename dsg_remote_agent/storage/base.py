@@ -172,8 +172,11 @@ class Transaction(Protocol):
         """
         ...
 
-    def tidy(self) -> None:
-        """After the reply to a commit: what can wait, such as removing what nobody needs. Never raises."""
+    def tidy(self) -> list[str]:
+        """After the reply to a commit: what can wait, such as removing what nobody needs. Never raises.
+
+        Notes on what had to stay, for the server's administrator.
+        """
         ...
 
     def abort(self) -> None:

@@ -183,8 +183,8 @@ class DirectoryTransaction(OpenTransaction):
         self._save_index(prepared, {path: row_of(stat) for path, stat in carried.placed} if fine else {})
         return carried.notes
 
-    def tidy(self) -> None:
-        return None  # nothing is left over
+    def tidy(self) -> list[str]:
+        return []  # nothing is left over
 
     def _undo(self) -> None:
         discard_prepared(self._place.tree)

@@ -195,7 +195,7 @@ class OpenTransaction(ABC):
             return
 
     @abstractmethod
-    def tidy(self) -> None: ...
+    def tidy(self) -> list[str]: ...
 
     def abort(self) -> None:
         if self.state in (RemoteState.BEGUN, RemoteState.PREPARED):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -163,12 +164,15 @@ def test_what_is_written_to_the_old_tree_is_kept(repo: ZfsSpot) -> None:
     assert tree_of(repo.folder).items() >= version(3).items()
 
 
-def test_a_foreign_snapshot_is_kept(repo: ZfsSpot) -> None:
+def test_a_foreign_snapshot_is_kept(repo: ZfsSpot, tmp_path: Path) -> None:
     name = f"{repo.address.removeprefix('zfs:')}/g1@backup-of-tuesday"
     repo.host.zfs("snapshot", name)
-    with Client() as client:
+    log = tmp_path / "log"
+    with Client("--log-file", str(log)) as client:
         client.open(repo.address)
         client.sync("tx-foreign-01", version(2))
+    (line,) = [line for line in log.read_text().splitlines() if "housekeeping" in line]
+    assert "backup-of-tuesday" in json.loads(line)["note"]
     with Client() as client:
         client.open(repo.address)
         told = client.call(Recover(repo=client.handle)).notes

@@ -45,6 +45,12 @@ def place_all(tree: PosixTree, staging: Staging, placings: Iterable[Placing]) ->
 
     OutsideChangeError when somebody's own file stands where a new one goes. Any
     error leaves the tree as something in between.
+
+    What stands at a path is not compared with ``was``. It is what the snapshot
+    holds that the clone was made of, and that is the manifest's: ``begin``
+    found it so, or refused, and nobody is led to the clone before the decision.
+    An edit of the old head meanwhile is not in the clone: the commit finds it
+    there, under the freeze, and refuses.
     """
     run = _Run(tree, staging)
     run.remove(placings)

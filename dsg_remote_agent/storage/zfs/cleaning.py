@@ -57,11 +57,27 @@ def _clean(site: Site, deadline: float, lock: int) -> list[str]:
             note = _destroy_older(site, generation, deadline, lock)
             if note:
                 notes.append(note)
-    base = base_snapshot(head.txid)
-    if survey.current().origin.endswith(f"@{base}"):
-        # It came to the head by the promotion, and only the generation that it was taken of needed it.
-        site.zfs.run("destroy", f"{survey.current().name}@{base}", lock=lock)
+    _destroy_old_bases(site, survey.current(), lock)
     return notes
+
+
+def _destroy_old_bases(site: Site, current: Generation, lock: int) -> None:
+    """Destroy what committed transactions took of heads that were written to.
+
+    These snapshots came to the head by promotion. Each was needed only by the
+    generation that it was taken of: one that is still there, as it is in use,
+    is a clone of it by now, and keeps it until another time. That of a
+    transaction which runs just now is left alone.
+    """
+    bases = [name for name in own_snapshots(site, current.name) if name.startswith(base_snapshot(""))]
+    if not bases:
+        return
+    with site.view(current) as view:
+        chain = view.place.chain
+        committed = {base_snapshot(record.txid) for _, record in chain.parents(chain.head(), 0)}
+    for name in bases:
+        if name in committed:
+            site.zfs.run("destroy", f"{current.name}@{name}", lock=lock)
 
 
 def _promote(site: Site, survey: Survey, deadline: float, lock: int) -> bool:

@@ -32,10 +32,11 @@ def settle(site: Site, lock: int) -> tuple[list[str], Survey | None]:
         undecided = _undecided(survey, view.place.chain)
     notes = []
     for generation in undecided:
-        if destroy_uncommitted(site, generation, lock):
-            notes.append(f"undid the unfinished transaction {generation.txid}")
+        why = destroy_uncommitted(site, generation, lock)
+        if why:
+            notes.append(f"{generation.name} of an unfinished transaction stays for now: {why}")
         else:
-            notes.append(f"{generation.name} of an unfinished transaction is in use and stays for now")
+            notes.append(f"undid the unfinished transaction {generation.txid}")
     current = survey.current()
     if current.read_only:
         thaw(site, current, lock)
@@ -71,16 +72,25 @@ def _undecided(survey: Survey, chain: Chain) -> list[Generation]:
     return list(suspects.values())
 
 
-def destroy_uncommitted(site: Site, generation: Generation, lock: int) -> bool:
-    """Destroy a generation of ours that was never decided; False when somebody uses it.
+def destroy_uncommitted(site: Site, generation: Generation, lock: int) -> str:
+    """Destroy a generation of ours that was never decided; '' or why it stays, and what to do then.
 
     Then at least its snapshot is gone: it cannot be committed any more.
     """
-    name = generation.name
+    name, foreign = generation.name, []
     for left in own_snapshots(site, name):
         if left == snapshot(generation.seq):
             site.zfs.run("destroy", f"{name}@{left}", lock=lock)
-    return destroy(site.zfs, name, lock=lock) is Trouble.NONE
+        else:
+            foreign.append(f"{name}@{left}")
+    trouble = destroy(site.zfs, name, lock=lock)
+    if trouble is Trouble.NONE:
+        return ""
+    if trouble is Trouble.HAS_CHILDREN:
+        # As 'zfs snapshot -r' of an administrator makes: they are not DSG's to destroy.
+        what = ", ".join(foreign[:3]) or f"see zfs list -r -t all {name}"
+        return f"it has snapshots or datasets that are not DSG's ({what}); destroy them, then: dsg recover"
+    return "it is in use" if trouble is Trouble.BUSY else f"it could not be destroyed ({trouble.value})"
 
 
 def _destroy_bases(site: Site, current: Generation, lock: int) -> None:

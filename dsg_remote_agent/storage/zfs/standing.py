@@ -74,10 +74,12 @@ class Standing:
 
     def undo(self, site: Site, lock: int) -> None:
         """Let people write again; the snapshot for the clone goes. What fails is left to recovery."""
-        if self._base:
-            site.zfs.run("destroy", self._base, lock=lock)
-        if self.frozen:
-            thaw(site, self._view.generation, lock)
+        try:
+            if self._base:
+                site.zfs.run("destroy", self._base, lock=lock)
+        finally:
+            if self.frozen:
+                thaw(site, self._view.generation, lock)
 
 
 def _changed(site: Site, what: str, paths: list[str] | None = None) -> OutsideChangeError:

@@ -133,16 +133,20 @@ class ZfsTransaction(OpenTransaction):
         )
         site.failpoints.reach(Moment.REMOTE_PUBLISHED)
 
-    def tidy(self) -> None:
-        clean(self._site)
+    def tidy(self) -> list[str]:
+        return clean(self._site)
 
     def _undo(self) -> None:
         lock = self._held.fileno()
-        self._clone.destroy(lock)
-        self._standing.undo(self._site, lock)
+        try:
+            self._clone.destroy(lock)
+        finally:
+            self._standing.undo(self._site, lock)
 
     def _let_go(self) -> None:
         # An open descriptor would keep the old generation from being unmounted.
-        self._old.close()
-        self._clone.close()
-        super()._let_go()
+        try:
+            self._old.close()
+            self._clone.close()
+        finally:
+            super()._let_go()

@@ -12,9 +12,11 @@ import pytest
 
 from dsg_remote_agent.storage.base import Outcome
 from dsg_remote_agent.storage.zfs import cleaning, deciding, repository, standing
+from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Answer, Trouble, Zfs
 from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number, parse_dataset
 from dsg_remote_agent.storage.zfs.privileges import held_rights
+from dsg_remote_agent.storage.zfs.site import Site
 from dsg_remote_agent.storage.zfs.standing import Standing
 from protocol.errors import DsgError, IntegrityError, LockedError, RemoteStorageError, UsageError
 from protocol.transaction import Step
@@ -184,8 +186,101 @@ def test_strays_go_along(filled: ZfsGround) -> None:
     assert filled.generations() == ["g3"]
 
 
-def cloned_as_it_was(self: Standing, *_: object) -> str:
-    return f"{self._view.generation.name}@s{self._head.seq}"
+def bases(ground: ZfsGround) -> list[str]:
+    """The snapshots of heads that were written to, which transactions take for themselves."""
+    return [name for name in ground.snapshots() if "@base-" in name]
+
+
+@on_zfs
+def test_what_a_busy_generation_stands_on_goes_when_it_does(filled: ZfsGround) -> None:
+    (filled.folder / "notes.txt").write_bytes(b"somebody's")
+    inside = os.open(filled.folder, os.O_RDONLY)
+    try:
+        filled.sync({"a": b"new"})
+        assert filled.generations() == ["g1", "g2"] and len(bases(filled)) == 1
+        filled.sync({"a": b"newer"})
+        assert "g1" in filled.generations() and bases(filled)
+    finally:
+        os.close(inside)
+    filled.sync({"a": b"newest"})
+    assert filled.generations() == ["g4"] and not bases(filled)
+
+
+@on_zfs
+def test_what_a_running_transaction_is_about_to_clone_is_left_alone(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Housekeeping has no part in the transactions' lock: it may come between the snapshot and its clone."""
+    (filled.folder / "notes.txt").write_bytes(b"somebody's")
+    inside = os.open(filled.folder, os.O_RDONLY)
+    try:
+        filled.sync({"a": b"new"})
+        original, seen = Clone.make, []
+
+        def cleaned_before(site: Site, *given: Any) -> Clone:
+            cleaning.clean(site)
+            seen.extend(bases(filled))
+            return original(site, *given)
+
+        monkeypatch.setattr(Clone, "make", cleaned_before)
+        filled.sync({"a": b"newer"})
+        assert len(seen) == 2
+    finally:
+        os.close(inside)
+    assert tree_of(filled.folder)["a"] == b"newer"
+
+
+@on_zfs
+@pytest.mark.parametrize("command", ["list", "destroy"])
+def test_an_abort_that_fails_half_way_lets_people_write_again(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (filled.folder / "notes.txt").write_bytes(b"somebody's")
+    transaction = filled.begin(filled.open())
+    with pytest.raises(OSError, match="Read-only"):
+        (filled.folder / "notes.txt").write_bytes(b"while it is frozen")
+    original = Zfs.run
+
+    def fails(self: Zfs, *words: str, **options: Any) -> Answer:
+        if words[0] == command:
+            raise BlockingIOError(11, "no more processes")
+        return original(self, *words, **options)
+
+    monkeypatch.setattr(Zfs, "run", fails)
+    with pytest.raises(BlockingIOError):
+        transaction.abort()
+    monkeypatch.undo()
+    (filled.folder / "notes.txt").write_bytes(b"and on")
+    filled.sync({"a": b"new"})
+    assert filled.generations() == ["g2"] and not bases(filled)
+
+
+@on_zfs
+def test_somebody_elses_snapshot_of_an_unfinished_clone_is_told_for_what_it_is(filled: ZfsGround) -> None:
+    """As an administrator's 'zfs snapshot -r' makes it: the clone stays, and why, and what to do, is said."""
+    transaction = filled.begin(filled.open())
+    name = f"{filled.dataset}/g2@of-tuesday"
+    filled.host.zfs("snapshot", name)
+    filled.die(transaction)
+    (note,) = filled.open().recover(claim())
+    assert name in note and "not DSG's" in note and "in use" not in note and "dsg recover" in note
+    filled.sync({"a": b"new"})
+    assert name.rpartition("/")[2] in filled.snapshots()
+    filled.host.zfs("destroy", name)
+    filled.open().recover(claim())
+    assert filled.generations() == ["g3"]
+
+
+@on_zfs
+def test_an_unfinished_clone_that_is_in_use_is_told_to_be(filled: ZfsGround) -> None:
+    transaction = filled.begin(filled.open())
+    filled.die(transaction)
+    inside = os.open(filled.area.parent / "g2", os.O_RDONLY)
+    try:
+        (note,) = filled.open().recover(claim())
+    finally:
+        os.close(inside)
+    assert "g2" in note and "it is in use" in note
 
 
 @on_zfs
