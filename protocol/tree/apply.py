@@ -27,7 +27,7 @@ from protocol.tree.folders import IN_THE_WAY, TRIES, look
 from protocol.tree.fs import Kind, Stat, TreeFS
 from protocol.tree.journal import Journal
 from protocol.tree.report import Applied, HeldBackError, Phase, Report, Unexpected
-from protocol.tree.taking import Taking
+from protocol.tree.taking import Taking, rescue_area
 
 __all__ = ["apply"]
 
@@ -50,12 +50,41 @@ def apply(
     if not flushed:
         # After a crash the decision may have been read before it was durable.
         tree.flush_folder(AREA)
+        _note_changed(tree, journal, unexpected)
     run = _Run(tree, journal, Report(unexpected))
     run.remove()
     reach(Phase.REMOVED)
     run.put()
     reach(Phase.PLACED)
     return run.report.applied()
+
+
+def _note_changed(tree: TreeFS, journal: Journal, unexpected: Unexpected) -> None:
+    """Have the flush before the journal goes cover what was applied by somebody who did not come to it."""
+    noted = set()
+
+    def note(folder: str) -> None:
+        while folder not in noted:
+            noted.add(folder)
+            tree.note_changed(folder)
+            folder = folder.rpartition("/")[0]
+
+    for action in journal.actions:
+        note(action.path.rpartition("/")[0])
+        if action.keep is not None:
+            note(action.keep.rpartition("/")[0])
+    area, _, own = rescue_area(journal.txid, unexpected).rpartition("/")
+    if look(tree, area) is not None:
+        for name in tree.names(area):
+            if name.partition("~")[0] == own:
+                _note_below(note, tree, f"{area}/{name}")
+
+
+def _note_below(note: Callable[[str], None], tree: TreeFS, folder: str) -> None:
+    note(folder)
+    for name, found in tree.scan(folder):
+        if found.kind is Kind.FOLDER:
+            _note_below(note, tree, f"{folder}/{name}")
 
 
 class _Run:

@@ -218,6 +218,10 @@ class TreeFS(Protocol):
         """Everything written through this tree so far is durable. Never tried again after an error."""
         ...
 
+    def note_changed(self, folder: str) -> None:
+        """Somebody who is gone may have changed names in ``folder``: the next flush covers them, too."""
+        ...
+
     def free_bytes(self) -> int:
         """Bytes that this user may still write."""
         ...

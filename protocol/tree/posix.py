@@ -360,6 +360,10 @@ class PosixTree:
             self._flush_failed = True
             raise
 
+    def note_changed(self, folder: str) -> None:
+        if self._unflushed is not None:
+            self._unflushed.add(encode(folder) if folder else b"")
+
     def _flush_folders(self) -> None:
         assert self._unflushed is not None
         pending, self._unflushed = self._unflushed, set()

@@ -176,6 +176,9 @@ class MemoryTree:
         for node in self.nodes.values():
             node.durable = node.data
 
+    def note_changed(self, folder: str) -> None:
+        pass  # a flush is one of everything
+
     def flush_folder(self, path: str) -> None:
         folder = self._folder(path)
         for change in self.pending:

@@ -6,6 +6,7 @@ model in :mod:`tests.protocol.tree.memory` also loses power.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,14 +16,19 @@ from typing import Any
 import pytest
 
 from protocol.tree import apply as apply_module
+from protocol.tree.actions import JOURNAL_DECIDED
 from protocol.tree.change import Journal, Unexpected, apply, read_journal
 from protocol.tree.posix import PosixTree
-from protocol.tree.syscalls import system
+from protocol.tree.syscalls import Syscalls, system
 from tests.protocol.tree.memory import MemoryTree
 from tests.protocol.tree.recorder import Killed, Recorder
 from tests.protocol.tree.scenario import AFTER, BEFORE, build, commit, contents, problems, recover, stage
 
 POLICIES = list(Unexpected)
+_SCRATCH = (".dsg/staging", ".dsg/trash", ".dsg/tmp")
+PROC = pytest.mark.skipif(
+    not os.path.exists("/proc/self/fd"), reason="no /proc here; to have it: make test, on Linux"
+)
 
 
 def operations(tree: Any, unexpected: Unexpected) -> int:
@@ -239,3 +245,78 @@ def test_applying_again_changes_nothing(fresh: Callable[[bool], PosixTree], unex
     assert not second.held and not second.rescued and not second.stats
     assert sorted(second.unsure) == sorted(path for path, _ in first.stats)
     assert [line for line in recorder.log if not line.startswith(("rmdir", "flush_folder"))] == []
+
+
+def names(root: Path) -> dict[str, dict[str, int]]:
+    """The folders below ``root``, each with its names and their inodes."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        path = os.path.relpath(folder, root)
+        found[path] = {name: os.lstat(os.path.join(folder, name)).st_ino for name in [*folders, *files]}
+    return found
+
+
+def never_flushed(fresh: Callable[[bool], PosixTree], root: Path, unexpected: Unexpected) -> list[str]:
+    """Folders whose names changed, and that nobody had flushed when recovery removed the journal.
+
+    The transaction is killed at many points behind its decision, each time in
+    a tree of its own whose file system has no syncfs.
+    """
+    total = operations(fresh(True), unexpected)
+    flushed: set[str] = set()
+    at_end: list[set[str]] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        flushed.add(os.path.realpath(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    def journal_goes(_: int, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "unlink" and arguments == (JOURNAL_DECIDED,):
+            at_end.append(set(flushed))
+
+    found = []
+    for allowed in range(0, total + 1, 3):
+        fresh(True).close()
+        before = names(root)
+        tree = PosixTree.open_tree(str(root), syscalls=Syscalls())
+        progress = stopped_at(tree, allowed, unexpected, skip_flushes=True)
+        tree.close()
+        if "decided" not in progress or "applied" in progress:
+            continue
+        successor = PosixTree.open_tree(str(root), syscalls=Syscalls())
+        flushed.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            recover(Recorder(successor, before=journal_goes), unexpected)
+        successor.close()
+        after = names(root)
+        # What is in DSG's own scratch folders is never read again.
+        changed = [
+            path for path in after if after[path] != before.get(path) and not path.startswith(_SCRATCH)
+        ]
+        missing = [path for path in changed if os.path.realpath(root / path) not in at_end[-1]]
+        found += [f"stopped after {allowed} of {total}: {path}" for path in missing]
+    assert len(at_end) > 10
+    return found
+
+
+@PROC
+@pytest.mark.parametrize("unexpected", POLICIES)
+def test_without_syncfs_recovery_flushes_what_the_dead_process_had_renamed(
+    fresh: Callable[[bool], PosixTree], scratch: Path, unexpected: Unexpected
+) -> None:
+    """It must be on the disk before the journal is gone from which it could be done again."""
+    assert never_flushed(fresh, scratch / "tree", unexpected) == []
+
+
+@PROC
+@pytest.mark.parametrize("unexpected", POLICIES)
+def test_control_without_the_note_it_flushes_its_own_renames_only(
+    fresh: Callable[[bool], PosixTree],
+    scratch: Path,
+    unexpected: Unexpected,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(apply_module, "_note_changed", lambda *_: None)
+    assert never_flushed(fresh, scratch / "tree", unexpected)
