@@ -16,7 +16,7 @@ from protocol.tree.posix import PosixTree
 if TYPE_CHECKING:
     from dsg_remote_agent.dispatch import Agent
 
-__all__ = ["is_dataset", "make_at", "open_at", "resolve"]
+__all__ = ["is_dataset", "make_at", "open_at", "resolve", "unusual_at"]
 
 _ZFS = "zfs:"
 
@@ -75,3 +75,14 @@ def make_at(agent: Agent, resolved: str, request: InitRepo) -> SnapshotRecord:
         return make_repository(tree, resolved, marker, request.user, request.host, request.settings)
     finally:
         tree.close()
+
+
+def unusual_at(resolved: str) -> tuple[str, ...]:
+    """What people should know of the place of a repository that was just made; each with its cure."""
+    if not is_dataset(resolved):
+        return ()
+    from dsg_remote_agent.storage.zfs.advising import advise
+    from dsg_remote_agent.storage.zfs.command import Zfs
+
+    found = advise(Zfs.find(), resolved.removeprefix(_ZFS))
+    return tuple(one.text + (f" ({one.command})" if one.command else "") for one in found)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers, few
 from dsg_remote_agent.doctor import examine_server
-from dsg_remote_agent.places import make_at, open_at, resolve
+from dsg_remote_agent.places import make_at, open_at, resolve, unusual_at
 from dsg_remote_agent.storage.base import SnapshotReader, Wanted
 from protocol.compress import Compressor
 from protocol.errors import IntegrityError, OutsideChangeError, RemoteProtocolError
@@ -77,8 +77,10 @@ def open_repository(agent: Agent, call: Call, request: OpenRepo) -> None:
 
 @answers(InitRepo)
 def init_repository(agent: Agent, call: Call, request: InitRepo) -> None:
-    record = make_at(agent, resolve(agent.policy.roots, request.path), request)
-    call.respond(to_wire(RepoInitialized(head=record.to_bytes())))
+    resolved = resolve(agent.policy.roots, request.path)
+    record = make_at(agent, resolved, request)
+    notes = unusual_at(resolved)
+    call.respond(to_wire(RepoInitialized(head=record.to_bytes(), notes=notes)))
 
 
 @answers(GetManifest)

@@ -134,9 +134,10 @@ class OpenRepo(Message):
 
 
 class RepoInitialized(Message):
-    """``head``: the bytes of the record of the empty s0."""
+    """``head``: the bytes of the record of the empty s0. ``notes``: what is unusual about its place."""
 
     head: bytes = fields.blob()
+    notes: tuple[str, ...] = fields.texts()
 
 
 @method("repo.init", Role.ADMIN, RepoInitialized)

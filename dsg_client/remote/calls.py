@@ -110,8 +110,8 @@ class RemoteAgent:
         user: str,
         host: str,
         settings: str = "",
-    ) -> bytes:
-        """Make an empty repository at ``path``; its first record's bytes."""
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """Make an empty repository at ``path``; its first record's bytes, and what is unusual there."""
         made: m.RepoInitialized = await self.ask(
             m.InitRepo(
                 path=path,
@@ -123,7 +123,7 @@ class RemoteAgent:
                 settings=settings,
             )
         )
-        return made.head
+        return made.head, made.notes
 
     async def doctor(self, path: str = "") -> tuple[m.Check, ...]:
         """The agent's checks of its machine, and of the repository at ``path``."""

@@ -92,7 +92,7 @@ async def init(
     emit(PhaseStarted(Phase.CONNECT))
     async with Link(address, config, accept_new_host_key=accept_new_host_key).agent() as agent:
         try:
-            raw = await agent.init_repo(
+            raw, notes = await agent.init_repo(
                 address.path,
                 repo_id=secrets.token_hex(16),
                 algorithm=algorithm,
@@ -102,7 +102,9 @@ async def init(
                 settings=json.dumps(settings, ensure_ascii=False),
             )
         except ConfigError as refused:
-            raw = await _untouched_head(agent, address, algorithm, refused)
+            raw, notes = await _untouched_head(agent, address, algorithm, refused), ()
+    for note in notes:
+        emit(Note(note, warning=True))
     record = SnapshotRecord.from_bytes(raw)
     connect_folder(root, config, address, called, record, Manifest.from_entries((), algorithm), emit)
     return Initialized(str(address), record.repo_id, str(root))

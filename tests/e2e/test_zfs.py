@@ -98,6 +98,27 @@ def test_doctor_looks_at_all_of_it(world: ZfsWorld) -> None:
     assert ended.status == 1 and "zfs create" in ended.out, ended
 
 
+def test_unusual_properties_are_told_at_init_and_by_the_doctor(world: ZfsWorld) -> None:
+    zfs = world.zfs
+    zfs.zfs("set", "compression=on", world.root.dataset)
+    ann = world.client("ann")
+    quiet = ann.dsg("init", f"{world.address}-quiet")
+    assert quiet.status == 0 and "warning" not in quiet.err, quiet
+    zfs.zfs("set", "atime=on", world.root.dataset)
+    zfs.zfs("set", "quota=900M", world.root.dataset)
+    zfs.zfs("set", "snapdir=visible", world.root.dataset)
+    bob = world.client("bob")
+    ended = bob.dsg("init", world.address)
+    assert ended.status == 0, ended
+    assert f"zfs set atime=off {world.dataset}" in ended.err and "snapdir=visible" in ended.err, ended
+    assert "MiB are left" in ended.err
+    checks = {check["name"]: check for check in bob.dsg("doctor", "--json").document["checks"]}
+    assert f"zfs set atime=off {world.dataset}" in checks["server: property atime"]["detail"]
+    zfs.zfs("set", "atime=off", world.dataset)
+    checks = {check["name"]: check for check in bob.dsg("doctor", "--json").document["checks"]}
+    assert "server: property atime" not in checks and "server: property snapdir" in checks
+
+
 def test_a_read_only_key(world: ZfsWorld) -> None:
     ann = world.init("ann")
     ann.write("input/a", b"1")

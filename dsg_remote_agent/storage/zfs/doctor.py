@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsg_remote_agent.storage.zfs.advising import advise
 from dsg_remote_agent.storage.zfs.command import Zfs
 from dsg_remote_agent.storage.zfs.holders import holders
 from dsg_remote_agent.storage.zfs.links import is_current
@@ -32,6 +33,8 @@ def examine_zfs(zfs: Zfs, dataset: str, repository: ZfsRepository | None) -> Ite
             f"{error.message}; 'dsg init' would make it in {parent}" if there else error.message,
             f"zfs create -p -o canmount=off -o atime=off -o mountpoint=FOLDER/.gen {parent}",
         )
+        if there:
+            yield from _properties(zfs, parent)
         return
     except DsgError as error:
         yield ("dataset", False, error.message, error.hint)
@@ -45,11 +48,18 @@ def examine_zfs(zfs: Zfs, dataset: str, repository: ZfsRepository | None) -> Ite
         else "found by the property 'written'",
         "",
     )
+    yield from _properties(zfs, dataset)
     if survey.head is None:
         yield ("repository", False, "its making was not finished", "run the same 'dsg init' again")
         return
     if repository is not None:
         yield from _generations(repository, survey)
+
+
+def _properties(zfs: Zfs, dataset: str) -> Iterator[Finding]:
+    for advice in advise(zfs, dataset):
+        told = advice.text if advice.grave or not advice.command else f"{advice.text} ({advice.command})"
+        yield (f"property {advice.prop}", not advice.grave, told, advice.command)
 
 
 def _rights(zfs: Zfs, root: str) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import pytest
 
 from dsg_remote_agent.storage.base import Outcome
 from dsg_remote_agent.storage.zfs import cleaning, deciding, repository, standing
+from dsg_remote_agent.storage.zfs.advising import judge
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Answer, Trouble, Zfs
 from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number, parse_dataset
@@ -142,6 +143,71 @@ def test_what_an_account_holds() -> None:
 )
 def test_what_is_denied(said: str) -> None:
     assert Answer(("mount",), 1, "", said).trouble is Trouble.DENIED
+
+
+USUAL = {
+    "atime": "off",
+    "compression": "lz4",
+    "recordsize": "131072",
+    "dedup": "off",
+    "sync": "standard",
+    "copies": "1",
+    "casesensitivity": "sensitive",
+    "normalization": "none",
+    "utf8only": "off",
+    "snapdir": "hidden",
+    "xattr": "sa",
+    "acltype": "posixacl",
+    "exec": "on",
+    "setuid": "off",
+    "devices": "off",
+    "quota": "0",
+    "refquota": "0",
+    "reservation": "0",
+    "refreservation": "0",
+    "encryption": "off",
+    "keystatus": "-",
+    "available": "1099511627776",
+}
+
+
+def test_what_is_usual_needs_no_advice() -> None:
+    assert list(judge(USUAL, "tank/dsg/x")) == []
+    assert list(judge({}, "tank/dsg/x")) == []
+    assert list(judge(dict.fromkeys(USUAL, "-"), "tank/dsg/x")) == []
+    assert list(judge({**USUAL, "recordsize": str(1 << 20), "sync": "always"}, "tank/dsg/x")) == []
+
+
+@pytest.mark.parametrize(
+    ("prop", "value", "command", "grave"),
+    [
+        ("atime", "on", "zfs set atime=off tank/dsg/x", False),
+        ("compression", "off", "zfs set compression=on tank/dsg/x", False),
+        ("recordsize", "4096", "zfs set recordsize=128K tank/dsg/x", False),
+        ("recordsize", str(16 << 20), "zfs set recordsize=128K tank/dsg/x", False),
+        ("dedup", "on", "zfs set dedup=off tank/dsg/x", False),
+        ("dedup", "verify", "zfs set dedup=off tank/dsg/x", False),
+        ("sync", "disabled", "zfs set sync=standard tank/dsg/x", True),
+        ("copies", "2", "zfs set copies=1 tank/dsg/x", False),
+        ("casesensitivity", "insensitive", "", False),
+        ("normalization", "formD", "", False),
+        ("utf8only", "on", "", False),
+        ("snapdir", "visible", "zfs set snapdir=hidden tank/dsg/x", False),
+        ("xattr", "on", "zfs set xattr=sa tank/dsg/x", False),
+        ("exec", "off", "zfs set exec=on tank/dsg/x", False),
+        ("setuid", "on", "zfs set setuid=off tank/dsg/x", False),
+        ("devices", "on", "zfs set devices=off tank/dsg/x", False),
+        ("quota", str(100 << 20), "zfs set quota=SIZE tank/dsg/x", False),
+        ("refquota", str(100 << 20), "zfs set refquota=SIZE tank/dsg/x", False),
+        ("reservation", str(1 << 30), "zfs set reservation=none tank/dsg/x", False),
+        ("keystatus", "unavailable", "", True),
+        ("available", str(5 << 20), "zfs list -o space tank/dsg/x", False),
+    ],
+)
+def test_what_is_unusual_is_explained(prop: str, value: str, command: str, grave: bool) -> None:
+    (one,) = judge({**USUAL, prop: value}, "tank/dsg/x")
+    assert (one.prop, one.command, one.grave) == (prop, command, grave)
+    assert len(one.text) > len(prop) + 20
 
 
 def test_a_command_that_hangs_is_given_up(tmp_path: Path) -> None:
