@@ -125,8 +125,22 @@ def dsg() -> None:
     """
 
 
+def _open_standard_streams() -> None:
+    """Open those that whoever started us had closed, on nothing.
+
+    Else the next file or socket would get the number 1 or 2, to be written to by whatever prints there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this
+            setattr(sys, name, open(number, mode))  # noqa: SIM115  for as long as we live
+
+
 def main() -> None:
     """Run one command and exit with its status."""
+    _open_standard_streams()
     # Hardly anything here forms cycles, and at the usual threshold (700) the search for them is a tenth
     # of what a short command takes.
     gc.set_threshold(100_000, 20, 100)

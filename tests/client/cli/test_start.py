@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,9 +33,8 @@ def test_nothing_of_a_sync_takes_generated_classes(name: str) -> None:
 
 def test_asyncio_is_whole_but_for_tls_and_ssl_can_still_be_imported() -> None:
     found = run(
-        "import click, sys\n"
-        "from dsg_client.cli.main import dsg\n"
-        "dsg.get_command(click.Context(dsg), 'sync')\n"
+        "from dsg_client.cli.common import import_asyncio\n"
+        "import_asyncio()\n"
         "import asyncio, ssl\n"
         "async def main():\n"
         "    server = await asyncio.start_server(lambda reader, writer: writer.close(), '127.0.0.1', 0)\n"
@@ -43,6 +45,26 @@ def test_asyncio_is_whole_but_for_tls_and_ssl_can_still_be_imported() -> None:
         "print(asyncio.run(main()), ssl.create_default_context() is not None)\n"
     )
     assert found == "(b'', 0) True\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_as_if_nobody_read_them(tmp_path: Path, closed: str) -> None:
+    (tmp_path / ".dsgconfig.yml").write_text("repository: host:/srv/x\n")
+    dsg = f"{shlex.quote(sys.executable)} -m dsg_client.cli.main"
+    for words, status in (("validate-config", 0), ("status --offline", 4), ("sync -n", 4)):
+        done = subprocess.run(
+            ["sh", "-c", f"exec {dsg} {words} {closed}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert done.returncode == status, done.stderr
+        if ">&-" not in closed.replace("2>&-", ""):
+            assert (words == "validate-config") == bool(done.stdout)
+        if "2>&-" not in closed:
+            assert "Traceback" not in done.stderr
 
 
 def run(script: str) -> str:
