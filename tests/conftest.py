@@ -30,7 +30,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from tests.hosts.zfs_fuse import ZfsFuse
+    from tests.hosts.zfs_host import ZfsHost
 
 # Which Debian package provides a program that a test may need.
 PACKAGES = {
@@ -67,12 +67,19 @@ hypothesis.settings.load_profile("dsg")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="replay the randomness of an earlier run")
+    parser.addoption(
+        "--kernel-zfs",
+        action="store_true",
+        help="this machine is tests/hosts/openzfs: use its kernel's ZFS, not zfs-fuse",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "needs(*programs): programs that the test cannot do without; 'root': its rights"
+        "markers",
+        "needs(*programs): programs that the test cannot do without; 'root': its rights; 'kernel-zfs': what "
+        "only tests/openzfs has",
     )
     # A shell without job control starts what it puts in the background with Ctrl-C ignored, and every
     # program that the tests start would inherit that.
@@ -93,7 +100,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.kernel_zfs:
+        items[:] = [item for item in items if "kernel-zfs" not in _needed(item)]
     folders = [Path(__file__).parent / name for name in SLOW_FOLDERS]
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in folders):
@@ -138,8 +147,13 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def zfs_host() -> Iterator[ZfsFuse]:
-    """One zfs-fuse for the whole run; be ``entered()`` to see it, and make a root for each test."""
+def zfs_host(request: pytest.FixtureRequest) -> Iterator[ZfsHost]:
+    """One ZFS for the whole run; be ``entered()`` to see it, and make a root for each test."""
+    if request.config.option.kernel_zfs:
+        from tests.hosts.zfs_host import KernelZfs
+
+        yield KernelZfs()
+        return
     from tests.hosts.zfs_fuse import zfs_fuse
 
     with zfs_fuse() as host:
@@ -168,8 +182,14 @@ def mount_or_skip(*words: str) -> None:
         )
 
 
+def _needed(item: pytest.Item) -> list[str]:
+    return [program for mark in item.iter_markers("needs") for program in mark.args]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    needed = [program for mark in item.iter_markers("needs") for program in mark.args]
+    needed = _needed(item)
+    if item.config.option.kernel_zfs:
+        needed = [program for program in needed if program not in ("zfs-fuse", "kernel-zfs")]
     if "root" in needed:
         skip_unless_root("this test")
     missing = [program for program in needed if program != "root" and find_program(program) is None]

@@ -29,7 +29,7 @@ import pytest
 
 from tests.conftest import find_program, skip_unless_root
 from tests.hosts.sshd import state_of
-from tests.hosts.zfs_host import ZfsHost, ZfsRoot
+from tests.hosts.zfs_host import LocalZfs, ZfsRoot
 
 __all__ = ["ZfsFuse", "ZfsRoot", "zfs_fuse"]
 
@@ -43,7 +43,7 @@ _LIMIT = 30.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class ZfsFuse(ZfsHost):
+class ZfsFuse(LocalZfs):
     """A running zfs-fuse with one pool."""
 
     def __init__(self, folder: Path) -> None:
@@ -172,30 +172,6 @@ class ZfsFuse(ZfsHost):
         return [
             path for source, path in _mounted() if source == self.pool or source.startswith(f"{self.pool}/")
         ]
-
-    # Commands
-
-    def send(self, snapshot: str, target: str) -> None:
-        program = find_program("zfs")
-        assert program is not None
-        sender = subprocess.Popen([program, "send", "-R", snapshot], stdout=subprocess.PIPE, cwd="/")
-        done = subprocess.run(
-            [program, "recv", target],
-            stdin=sender.stdout,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_LIMIT,
-            cwd="/",
-        )
-        assert sender.wait(_LIMIT) == 0 and done.returncode == 0, done.stderr
-
-    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
-        program = find_program(words[0])
-        assert program is not None, words[0]
-        return subprocess.run(
-            [program, *words[1:]], capture_output=True, text=True, check=False, timeout=_LIMIT, cwd="/"
-        )
 
 
 def _mounted() -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["ZfsHost", "ZfsRoot"]
+from tests.conftest import find_program
+
+__all__ = ["KernelZfs", "LocalZfs", "ZfsHost", "ZfsRoot"]
+
+_LIMIT = 30.0
 
 
 @frozen
@@ -85,3 +90,41 @@ class ZfsHost(ABC):
         """The names of what lies below a root: ``filesystem`` or ``snapshot``."""
         listed = self.zfs("list", "-H", "-r", "-t", kind, "-o", "name", root.dataset).split("\n")
         return [name for name in listed if name and name != root.dataset]
+
+
+class LocalZfs(ZfsHost):
+    """One whose commands run on this machine."""
+
+    def send(self, snapshot: str, target: str) -> None:
+        program = find_program("zfs")
+        assert program is not None
+        sender = subprocess.Popen([program, "send", "-R", snapshot], stdout=subprocess.PIPE, cwd="/")
+        done = subprocess.run(
+            [program, "recv", target],
+            stdin=sender.stdout,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LIMIT,
+            cwd="/",
+        )
+        assert sender.wait(_LIMIT) == 0 and done.returncode == 0, done.stderr
+
+    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
+        program = find_program(words[0])
+        assert program is not None, words[0]
+        return subprocess.run(
+            [program, *words[1:]], capture_output=True, text=True, check=False, timeout=_LIMIT, cwd="/"
+        )
+
+
+class KernelZfs(LocalZfs):
+    """This machine's kernel's own; the machine is one for tests, and has a pool ``tank``."""
+
+    shows_snapshots = True
+    patience = 120.0
+
+    def __init__(self) -> None:
+        self.pool = f"tank/t{secrets.token_hex(3)}"
+        self.mountpoint = Path("/", self.pool)
+        self.zfs("create", self.pool)

@@ -14,6 +14,7 @@ import time
 from dsg_remote_agent.storage.outside import examine
 from dsg_remote_agent.storage.statindex import StatIndex
 from dsg_remote_agent.storage.zfs.command import Trouble
+from dsg_remote_agent.storage.zfs.deciding import thaw
 from dsg_remote_agent.storage.zfs.links import is_current
 from dsg_remote_agent.storage.zfs.mounts import destroy, unmount
 from dsg_remote_agent.storage.zfs.names import base_snapshot, snapshot
@@ -114,7 +115,10 @@ def _destroy_older(site: Site, generation: Generation, deadline: float, lock: in
     kept = f"{name} is kept: somebody wrote to it after its snapshot; look at {generation.mountpoint}"
     if generation.holds_more and _differs(site, generation, deadline):
         return kept
+    # Unmounting flushes what programs wrote to mapped memory only where it may be written.
+    thaw(site, generation, lock)
     if unmount(site.zfs, name, lock=lock, limit=_left(deadline)) is not Trouble.NONE:
+        site.zfs.run("set", "readonly=on", name, lock=lock)
         return ""
     # Only now nobody can write to it any more; what came since it was looked at must not be lost.
     again = _look_again(site, generation, lock)

@@ -21,10 +21,15 @@ _REFUSED = frozenset([errno.EROFS])
 def freeze(site: Site, generation: Generation, tree: PosixTree, lock: int) -> None:
     """Let nobody write to ``generation`` any more, and have what was written reach its dataset.
 
+    Flushed before: once it is read-only Linux has nothing to flush in it, and what programs wrote to mapped
+    memory would be in no snapshot. What they write there from then on is cleaning's to keep. Setting the
+    property ends a transaction group, so that ``written`` afterwards tells all of it.
+
     The property is not believed: OpenZFS may set it and say that it failed,
     zfs-fuse sets it and shows another value. What counts is that a file cannot
     be made. RemoteStorageError when it can.
     """
+    tree.flush()
     answer = site.zfs.run("set", "readonly=on", generation.name, lock=lock)
     if _writable(tree):
         raise (
@@ -35,7 +40,7 @@ def freeze(site: Site, generation: Generation, tree: PosixTree, lock: int) -> No
                 hint="is it mounted twice, or with options of its own? nothing was changed",
             )
         )
-    tree.flush()  # what programs wrote to mapped memory
+    tree.flush()  # zfs-fuse does: what came in between
 
 
 def thaw(site: Site, generation: Generation, lock: int) -> None:

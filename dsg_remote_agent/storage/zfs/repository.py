@@ -155,8 +155,9 @@ class ZfsRepository:
         outside = look.seen.outside
         if (outside.modified or outside.deleted) and not adopt:
             raise outside_error(site.shown, outside)
-        written = survey.current().written
-        standing = Standing(view, head, outside, dirty=bool(outside) if written is None else written)
+        # What was found may be younger than the last transaction group, of which 'written' tells.
+        dirty = bool(outside) or survey.current().written is True
+        standing = Standing(view, head, outside, dirty=dirty)
         try:
             origin = standing.origin(site, held.claim.txid, lock)
             clone = Clone.make(site, survey, origin, held.claim.txid, head.seq + 1, lock)

@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -40,6 +40,13 @@ _CHECKOUT = "opt/dsg"
 _SITE = "opt/site"
 _AGENTS = "run/dsg-agents"
 _PYTHON = "/usr/bin/python3"
+# What the agent needs, and the tests that run in the machine itself. All of it works without what is compiled
+# for this machine's own Python.
+_DISTRIBUTIONS = (
+    "msgpack", "attrs",
+    "pytest", "pluggy", "iniconfig", "packaging", "pytest-timeout", "pytest-asyncio", "typing-extensions",
+    "hypothesis", "sortedcontainers", "pygments",
+)  # fmt: skip
 
 
 class Guest(SshHost, ZfsHost):
@@ -125,7 +132,7 @@ class Guest(SshHost, ZfsHost):
     def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.try_sh(shlex.join(words))
 
-    def try_sh(self, text: str) -> subprocess.CompletedProcess[str]:
+    def try_sh(self, text: str, limit: float = _LIMIT) -> subprocess.CompletedProcess[str]:
         """Run a line of shell as root in the machine."""
         return subprocess.run(
             [*self._ssh(), "root@127.0.0.1", text],
@@ -133,7 +140,7 @@ class Guest(SshHost, ZfsHost):
             capture_output=True,
             text=True,
             check=False,
-            timeout=_LIMIT,
+            timeout=limit,
         )
 
     def sh(self, text: str) -> str:
@@ -141,6 +148,11 @@ class Guest(SshHost, ZfsHost):
         done = self.try_sh(text)
         assert done.returncode == 0, f"{text}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def run_tests(self, *words: str, limit: float) -> subprocess.CompletedProcess[str]:
+        """Run pytest in the machine, on its own ZFS, with this checkout's tests."""
+        line = shlex.join(["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--kernel-zfs", *words])
+        return self.try_sh(f"cd /{_CHECKOUT} && CI=1 PYTHONPATH=/{_SITE} {line}", limit)
 
     def send(self, snapshot: str, target: str) -> None:
         self.sh(f"set -o pipefail; zfs send -R {shlex.quote(snapshot)} | zfs recv {shlex.quote(target)}")
@@ -184,6 +196,12 @@ class Guest(SshHost, ZfsHost):
             path = f"/usr/local/bin/{name}"
             self.sh(f"printf %s {shlex.quote(text)} > {path}; chmod 755 {path}")
 
+    def scratch(self, folder: Path) -> Path:
+        return Path(self.sh("mktemp -d /tmp/test-XXXXXX").strip())
+
+    def read_text(self, path: Path) -> str:
+        return self.sh(f"cat {shlex.quote(str(path))} 2> /dev/null || true")
+
     def running_agents(self) -> list[int]:
         told = self.sh(f"cd /{_AGENTS}; for n in *; do [ ! -d /proc/$n ] || echo $n; done")
         return sorted(int(word) for word in told.split())
@@ -199,8 +217,9 @@ class Guest(SshHost, ZfsHost):
             packed.folder(_AGENTS, 0o1777)
             for name in ("protocol", "dsg_remote_agent", "tests"):
                 packed.tree(REPOSITORY / name, f"{_CHECKOUT}/{name}")
-            for name in ("msgpack", "attr", "attrs"):
-                packed.module(name, _SITE)
+            packed.tree(REPOSITORY / "pyproject.toml", f"{_CHECKOUT}/pyproject.toml")
+            for name in _DISTRIBUTIONS:
+                packed.distribution(name, _SITE)
             launcher = LAUNCHER.format(agents=f"/{_AGENTS}", python=_PYTHON, folders=f"/{_CHECKOUT}:/{_SITE}")
             for name, text in {"dsg-remote-agent": launcher, **self._programs}.items():
                 packed.text(f"usr/local/bin/{name}", text, 0o755)
@@ -231,14 +250,11 @@ class _Packing:
         """A folder of Python code; what this interpreter has compiled goes along."""
         self._tar.add(source, path, filter=self._of_root)
 
-    def module(self, name: str, folder: str) -> None:
-        found = find_spec(name)
-        assert found is not None and found.origin is not None, name
-        origin = Path(found.origin)
-        if origin.name == "__init__.py":
-            self.tree(origin.parent, f"{folder}/{name}")
-        else:
-            self.tree(origin, f"{folder}/{origin.name}")
+    def distribution(self, name: str, folder: str) -> None:
+        """An installed package, with what is written about it."""
+        for file in distribution(name).files or ():
+            if ".." not in file.parts:
+                self.tree(Path(str(file.locate())), f"{folder}/{file}")
 
     @staticmethod
     def _of_root(found: tarfile.TarInfo) -> tarfile.TarInfo:
