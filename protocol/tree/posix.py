@@ -53,6 +53,15 @@ def _stat_utf8(name: str, *, dir_fd: int, follow_symlinks: bool) -> os.stat_resu
     return os.stat(encode(name), dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
 
+def _open_regular(fd: int, name: bytes, flags: int, path: str) -> int:
+    """A descriptor of a regular file in the folder ``fd``; OSError EINVAL for anything else."""
+    opened = os.open(name, flags, dir_fd=fd)
+    if stat.S_ISREG(os.fstat(opened).st_mode):
+        return opened
+    os.close(opened)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
 class PosixTree:
     """One folder of a real file system and everything below it. Safe to share between threads."""
 
@@ -154,12 +163,7 @@ class PosixTree:
 
     def open_read(self, path: str) -> PosixReadFile:
         folder, name = self._at(path)
-        fd = os.open(name, _OPEN_READ, dir_fd=folder.fd)
-        opened = PosixReadFile(fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            opened.close()
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        return opened
+        return PosixReadFile(_open_regular(folder.fd, name, _OPEN_READ, path))
 
     def read_bytes(self, path: str, limit: int) -> bytes:
         opened = self.open_read(path)
@@ -203,12 +207,7 @@ class PosixTree:
         Only for a tree that nobody else reads, and a file with no other name.
         """
         folder, name = self._changing(path)
-        fd = os.open(name, _OPEN_UPDATE, dir_fd=folder.fd)
-        opened = PosixUpdateFile(fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            opened.close()
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        return opened
+        return PosixUpdateFile(_open_regular(folder.fd, name, _OPEN_UPDATE, path))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         made = self.create(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agent.spots import Spot, ZfsSpot
+from tests.agent.spots import BACKENDS, Spot, ZfsSpot
 
 if TYPE_CHECKING:
     from tests.hosts.zfs_fuse import ZfsFuse
@@ -26,12 +26,7 @@ def zfs_spot(zfs_host: ZfsFuse) -> Iterator[ZfsSpot]:
         zfs_host.discard(root)
 
 
-@pytest.fixture(
-    params=[
-        "directory",
-        pytest.param("zfs", marks=[pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]),
-    ]
-)
+@pytest.fixture(params=BACKENDS)
 def spot(request: pytest.FixtureRequest, tmp_path: Path) -> Spot:
     """A place for a repository, of each backend."""
     if request.param == "zfs":

@@ -6,12 +6,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from attrs import frozen
 
 if TYPE_CHECKING:
     from tests.hosts.zfs_fuse import ZfsFuse, ZfsRoot
 
-__all__ = ["Spot", "ZfsSpot"]
+__all__ = ["BACKENDS", "Spot", "ZfsSpot"]
+
+#: The parameters of a fixture that is to be had on each backend.
+BACKENDS = [
+    "directory",
+    pytest.param("zfs", marks=[pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]),
+]
 
 
 @frozen

@@ -120,7 +120,11 @@ def scene_at(near: bool, base: World, near_base: World, folder: Path) -> Scene:
 
 @pytest.mark.parametrize(("row", "then", "near"), dealt(), ids=name_of)
 def test_killed(row: StepRow, then: str, near: bool, base: World, near_base: World, folder: Path) -> None:
-    scene = scene_at(near, base, near_base, folder)
+    kill_at(scene_at(near, base, near_base, folder), row, then)
+
+
+def kill_at(scene: Scene, row: StepRow, then: str) -> None:
+    """One side dies at a step; then the next command settles it."""
     ended = stop_at(scene, row, "kill", "sync", "--json")
     if row.side is Side.LOCAL:
         assert ended.status == -signal.SIGKILL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 
 from protocol.transaction import STEPS, Side, StepRow
 from tests.crash.conftest import NOTED_AGENT
-from tests.crash.scene import FULL, Scene, Verdict, at_the_crossroads, everything
-from tests.crash.test_failpoints import NEXT, name_of, settled, stop_at
+from tests.crash.scene import FULL, Scene, at_the_crossroads, everything
+from tests.crash.test_failpoints import NEXT, kill_at, name_of, settled, stop_at
 from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.sshd import ssh_host
 from tests.hosts.zfs_fuse import ZfsFuse
@@ -47,16 +46,7 @@ def tidy(scene: Scene) -> None:
 @pytest.mark.parametrize(("row", "then"), dealt(), ids=name_of)
 def test_killed(row: StepRow, then: str, zfs_base: ZfsWorld, folder: Path) -> None:
     scene = everything(zfs_base, folder)
-    ended = stop_at(scene, row, "kill", "sync", "--json")
-    if row.side is Side.LOCAL:
-        assert ended.status == -signal.SIGKILL
-        said: set[Verdict] = {"before", "after"}  # it said nothing
-    else:
-        said = scene.claim(ended)
-        assert ended.status == (0 if row.committed else 6), ended
-    if row.row <= 7 and row.side is Side.LOCAL:
-        assert scene.untouched_here(), "L or C changed before the decision"
-    settled(scene, then, said, row.committed)
+    kill_at(scene, row, then)
     tidy(scene)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.agent.spots import BACKENDS
 from tests.agent.storage.ground import Ground, ZfsGround
 
 if TYPE_CHECKING:
@@ -15,12 +16,7 @@ if TYPE_CHECKING:
 _numbers = itertools.count()
 
 
-@pytest.fixture(
-    params=[
-        "directory",
-        pytest.param("zfs", marks=[pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]),
-    ]
-)
+@pytest.fixture(params=BACKENDS)
 def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Ground:
     """A new, empty repository, of each backend unless the test is for ``only_directory``."""
     if request.param == "zfs":

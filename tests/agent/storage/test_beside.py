@@ -14,17 +14,9 @@ import pytest
 
 from dsg_remote_agent.storage import beside
 from dsg_remote_agent.storage.beside import Beside
+from tests.processes import gone
 
 Tick = Callable[[], None]
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a dead one that nobody waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def never() -> None:
@@ -100,10 +92,7 @@ def test_one_that_has_ended_and_is_forgotten_is_given_up_all_the_same() -> None:
     old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with Beside(lambda _: True) as asked:
-            pid, end = asked._pid, time.monotonic() + 10
-            while alive(pid) and time.monotonic() < end:
-                time.sleep(0.02)
-        assert not alive(pid)
+            assert gone(asked._pid)
     finally:
         signal.signal(signal.SIGCHLD, old)
     assert descriptors() == before
@@ -151,8 +140,5 @@ time.sleep(60)
     os.kill(pid, 0)
     process.kill()
     process.wait()
-    end = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not alive(pid)
+    assert gone(pid)
     process.stdout.close()

@@ -18,22 +18,9 @@ from dsg_client.remote.settings import LinkSettings
 from dsg_client.remote.start import start_agent
 from tests.client.remote.conftest import program
 from tests.hosts.sshd import REPOSITORY
+from tests.processes import alive, gone
 
 HERE = RemoteAddress("/x")
-
-
-def alive(pid: int) -> bool:
-    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], check=False, capture_output=True, text=True)
-    return bool(told.stdout.strip()) and not told.stdout.strip().startswith("Z")
-
-
-def wait_gone(pid: int, limit: float = 5.0) -> bool:
-    deadline = time.monotonic() + limit
-    while alive(pid):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 CLIENT = """
@@ -108,7 +95,7 @@ def test_a_client_that_is_killed_leaves_no_agent() -> None:
     assert alive(pid)
     client.kill()
     client.communicate()
-    assert wait_gone(pid)
+    assert gone(pid)
 
 
 async def test_an_orderly_end_leaves_no_agent() -> None:

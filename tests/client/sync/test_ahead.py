@@ -22,6 +22,7 @@ from dsg_client.sync.site import Site
 from protocol.errors import LockedError
 from protocol.tree.actions import JOURNAL_PREPARED
 from tests.client.sync.conftest import Ground
+from tests.processes import alive, gone
 
 # A process with one thread, as a command is when it begins; asyncio and pytest have more.
 _BEFORE = """
@@ -79,23 +80,6 @@ def hole(site: Site) -> Path:
     with path.open("wb") as file:
         os.truncate(file.fileno(), 1 << 40)
     return path
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a dead one that nobody waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
-
-
-def gone(pid: int, seconds: float = 10) -> bool:
-    """Whether the process ends within so many seconds."""
-    end = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 def indexed(site: Site) -> set[str]:
