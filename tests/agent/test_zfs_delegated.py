@@ -216,13 +216,14 @@ def test_a_sync_without_the_means_changes_nothing(
         tells = f'[ "$1" != allow ] || exec cat {server.folder}/allow'
         front.write_text(f'#!/bin/sh\n{tells}\nexec {find_program("zfs")} "$@"\n')
         front.chmod(0o755)
+    before = place.generations()
     with agent() as client:
         client.open(place.address)
         with pytest.raises(NotPermittedError) as caught:
             client.sync("tx-without-01", {"a": b"2"})
     assert caught.value.exit_status == 14
     assert expected in caught.value.hint.splitlines(), caught.value.hint
-    assert tree_of(place.folder) == FIRST
+    assert tree_of(place.folder) == FIRST and place.generations() == before
     (PROGRAM.parent / "zfs").unlink(missing_ok=True)
     with agent() as client:  # whoever only reads needs none of it
         record = client.open(place.address)

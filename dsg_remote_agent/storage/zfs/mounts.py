@@ -131,7 +131,8 @@ def destroy(
     destroy that finds it busy is tried a few times more.
     """
     trouble = Trouble.NONE if unmounted else unmount(zfs, name, lock=lock, limit=limit)
-    if trouble is not Trouble.NONE:
+    # Who may not unmount may still destroy what is not mounted, and nothing else.
+    if trouble not in (Trouble.NONE, Trouble.DENIED):
         return trouble
     for attempt in range(_TRIES):
         if attempt:
