@@ -173,6 +173,20 @@ class ZfsFuse(LocalZfs):
             path for source, path in _mounted() if source == self.pool or source.startswith(f"{self.pool}/")
         ]
 
+    @contextlib.contextmanager
+    def second_pool(self) -> Iterator[str]:
+        """The name of one more pool, in which nothing is mounted by itself."""
+        image = self.folder / f"{secrets.token_hex(3)}.img"
+        with image.open("wb") as file:
+            file.truncate(_POOL_BYTES)
+        name = f"{self.pool}b{secrets.token_hex(2)}"
+        self.zpool("create", "-m", "none", name, str(image))
+        try:
+            yield name
+        finally:
+            self.zpool("destroy", name)
+            image.unlink()
+
 
 def _mounted() -> list[tuple[str, str]]:
     """What is mounted where, in the order of mounting."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from enum import Enum
+from typing import IO
 
 from protocol.errors import DsgError, NotPermittedError, RemoteStorageError
 from protocol.paths import escape
@@ -96,8 +99,9 @@ class Answer(Value):
 class Zfs:
     """The ``zfs`` command of this machine. ``lacking``: properties that it turned out not to have."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, way: tuple[str, ...] = ()) -> None:
         self._program = program
+        self._way = way
         self.lacking: set[str] = set()
 
     @classmethod
@@ -112,6 +116,36 @@ class Zfs:
             )
         return cls(program)
 
+    def through(self, way: Sequence[str]) -> Zfs:
+        """The ``zfs`` on another machine: ``way`` (as in ``ssh HOST``) gives a line to its shell."""
+        return Zfs("zfs", tuple(way))
+
+    def where(self, dataset: str) -> str:
+        """A dataset that this one sees, for people."""
+        return f"{' '.join(self._way)}: {dataset}" if self._way else dataset
+
+    def _command(self, words: Sequence[str]) -> list[str]:
+        if self._way:
+            return [*self._way, shlex.join([self._program, *words])]
+        return [self._program, *words]
+
+    def start(
+        self,
+        *words: str,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.DEVNULL,
+        stderr: int | IO[bytes],
+    ) -> subprocess.Popen[bytes]:
+        """Start ``zfs WORDS`` for a stream, which takes as long as it takes."""
+        return subprocess.Popen(
+            self._command(words),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, "LC_ALL": "C"},
+            cwd="/",
+        )
+
     def run(self, *words: str, lock: int | None = None, limit: float | None = None) -> Answer:
         """Run ``zfs WORDS`` to its end.
 
@@ -121,7 +155,7 @@ class Zfs:
         not end within ``limit`` seconds is killed when it only looks, and left
         to itself with the lock when it changes something.
         """
-        return _execute([self._program, *words], words, b"", lock, limit)
+        return _execute(self._command(words), words, b"", lock, limit)
 
     def mounting(self, verb: str, name: str, *, lock: int | None, limit: float | None = None) -> Answer:
         """``mount`` or ``unmount`` the dataset ``name``, in the way that this account has. See :meth:`run`.

@@ -24,7 +24,7 @@ from protocol.records import SnapshotRecord
 from protocol.transaction import NoFailpoints
 from protocol.tree.posix import PosixTree
 
-__all__ = ["make_zfs_repository"]
+__all__ = ["in_use", "make_container", "make_zfs_repository", "open_made"]
 
 # Names that ZFS would fold, or that DSG could not tell apart: to be chosen when a dataset is made, or never.
 _FIXED = ("casesensitivity=sensitive", "normalization=none", "utf8only=off")
@@ -50,8 +50,8 @@ def make_zfs_repository(
     on; half a repository is never taken for one, as ``dsg:head`` comes last.
     """
     refuse_without_mounting(dataset)
-    folder = _make_container(zfs, dataset, marker)
-    outer = _open_outer(folder, group)
+    folder = make_container(zfs, dataset, marker)
+    outer = open_made(folder, group)
     try:
         lock = outer.lock(LOCK)
         if lock is None:
@@ -59,7 +59,7 @@ def make_zfs_repository(
         try:
             # Whoever came first may have finished it before this process had the lock.
             if take_survey(zfs, dataset).head is not None:
-                raise _in_use(dataset, "a repository is there already")
+                raise in_use(dataset, "a repository is there already")
             site = Site(zfs, dataset, folder, outer, lambda: marker.created, NoFailpoints(), "")
             return _fill(site, marker, user, host, settings, group, lock.fileno())
         finally:
@@ -68,7 +68,7 @@ def make_zfs_repository(
         outer.close()
 
 
-def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
+def make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
     """Make the dataset of the repository, or go on with one that is unfinished; its mountpoint."""
     parent, name = dataset.rpartition("/")[::2]
     above = _properties(zfs, parent, "type", "mountpoint", "readonly")
@@ -88,9 +88,9 @@ def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
     folder = f"{mountpoint}/{name}" if inherited else f"{mountpoint}/{GENERATIONS}/{name}"
     found = _properties(zfs, dataset, "dsg:format", "dsg:repo-id", "dsg:head", "mountpoint")
     if found is not None and not found["dsg:format"]:
-        raise _in_use(dataset, "a dataset that is not DSG's is there")
+        raise in_use(dataset, "a dataset that is not DSG's is there")
     if found is not None and found["dsg:head"]:
-        raise _in_use(dataset, "a repository is there already")
+        raise in_use(dataset, "a repository is there already")
     _refuse_taken(link_path(folder, name), ours=found is not None)
     if found is None:
         own = ["dsg:format=1", f"dsg:repo-id={marker.repo_id}", "canmount=off", *_fixed(zfs, parent)]
@@ -101,7 +101,7 @@ def _make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
         if not answer.good and answer.trouble is not Trouble.EXISTS:
             raise failure(answer, dataset, "making the dataset")
         if answer.trouble is Trouble.EXISTS:
-            return _make_container(zfs, dataset, marker)
+            return make_container(zfs, dataset, marker)
         for prop, value in _WANTED:
             _prefer(zfs, dataset, prop, value)
         return folder
@@ -140,7 +140,7 @@ def _properties(zfs: Zfs, dataset: str, *names: str) -> dict[str, str] | None:
     return found
 
 
-def _open_outer(folder: str, group: str) -> PosixTree:
+def open_made(folder: str, group: str) -> PosixTree:
     """The folder below which generations are mounted, with its locks; made where it is missing."""
     os.makedirs(folder, exist_ok=True)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -216,7 +216,8 @@ def _refuse_taken(link: str, *, ours: bool) -> None:
         os.close(fd)
 
 
-def _in_use(dataset: str, why: str) -> ConfigError:
+def in_use(dataset: str, why: str) -> ConfigError:
+    """The error for a name that cannot be made a repository."""
     return ConfigError(
         f"the name {dataset} is in use: {why}", hint="clone it with 'dsg clone', or choose another name"
     )

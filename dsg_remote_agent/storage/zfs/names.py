@@ -18,6 +18,7 @@ __all__ = [
     "parse_dataset",
     "reader_name",
     "snapshot",
+    "snapshot_number",
 ]
 
 PREFIX = "zfs:"  # of an address
@@ -27,6 +28,7 @@ GENERATIONS = ".gen"  # the folder below a root in which everything is mounted
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _GENERATION = re.compile(r"g(0|[1-9][0-9]{0,17})")
+_SNAPSHOT = re.compile(r"s(0|[1-9][0-9]{0,17})")
 _MAX_DATASET = 200  # ZFS ends at 255, with the generation and the snapshot
 
 
@@ -62,6 +64,12 @@ def generation_number(name: str) -> int | None:
 def snapshot(seq: int) -> str:
     """The name of the snapshot that holds version ``seq``."""
     return f"s{seq}"
+
+
+def snapshot_number(name: str, dataset: str) -> int | None:
+    """N of the snapshot ``DATASET@sN``; None when it is another's, or of another name."""
+    found = _SNAPSHOT.fullmatch(name.removeprefix(f"{dataset}@"))
+    return int(found[1]) if found else None
 
 
 def base_snapshot(txid: str) -> str:

@@ -7,13 +7,12 @@ but our own; what is held by anybody, or stands in use, stays.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from dsg_remote_agent.storage.stock import PROTECTED, Fate, Stock, Verdict
 from dsg_remote_agent.storage.zfs.command import Answer, Trouble, failure
-from dsg_remote_agent.storage.zfs.names import snapshot
+from dsg_remote_agent.storage.zfs.names import snapshot, snapshot_number
 from dsg_remote_agent.storage.zfs.site import Site, required_head
 from dsg_remote_agent.storage.zfs.survey import Survey
 from protocol.errors import RemoteStorageError
@@ -23,7 +22,6 @@ __all__ = ["TAG", "destroy_pruned", "list_snapshots", "protect", "stock_of"]
 
 TAG = "dsg"
 _TRIES = 5
-_OURS = re.compile(r"s(0|[1-9][0-9]{0,17})")
 _IN_USE = {
     Trouble.BUSY: "somebody uses it",
     Trouble.HAS_CHILDREN: "a clone stands on it",
@@ -63,10 +61,9 @@ def _list(site: Site, dataset: str) -> dict[int, Listed]:
     found = {}
     for line in answer.out.splitlines():
         name, _, holds = line.partition("\t")
-        where, _, short = name.partition("@")
-        number = _OURS.fullmatch(short)
-        if where == dataset and number is not None:
-            found[int(number[1])] = Listed(name, int(holds) if holds.isdigit() else 0)
+        number = snapshot_number(name, dataset)
+        if number is not None:
+            found[number] = Listed(name, int(holds) if holds.isdigit() else 0)
     return found
 
 
