@@ -13,7 +13,7 @@ from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.value import Value
 
-__all__ = ["Changes", "StatusResult", "SyncResult", "conflict_fields", "conflict_text"]
+__all__ = ["Changes", "StatusResult", "SyncResult", "conflict_fields", "conflict_text", "shown_time"]
 
 
 _NO_RECORDS: Mapping[int, SnapshotRecord] = {}
@@ -156,19 +156,20 @@ def conflict_text(conflict: Conflict, since: Mapping[int, SnapshotRecord] = _NO_
     here, there = conflict.here, conflict.there
     parts = []
     if here.mtime_ns:
-        parts.append(f"here modified {_when(here.mtime_ns / 1e9)}")
+        parts.append(f"here modified {shown_time(here.mtime_ns / 1e9)}")
     record = since.get(there.seq) if there.seq is not None else None
     if record is not None:
-        parts.append(f"there synced {_when(record.time)} from {escape(record.host)}")
+        parts.append(f"there synced {shown_time(record.time)} from {escape(record.host)}")
     elif there.what is What.DELETED and since:
         people = ", ".join(dict.fromkeys(escape(r.user) for r in since.values()))
         first, last = min(since), max(since)
         where = f"s{first}" if first == last else f"s{first} to s{last}"
-        parts.append(f"deleted there in {where} by {people}, {_when(since[last].time)}")
+        parts.append(f"deleted there in {where} by {people}, {shown_time(since[last].time)}")
     return "; ".join([conflict.explain(), *parts])
 
 
-def _when(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
+    """A moment, in seconds since 1970, as people here write it."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 

@@ -20,6 +20,7 @@ from dsg_client.remote.reach import Link
 from dsg_client.sync.events import Emit, Note, Phase, PhaseStarted
 from dsg_client.sync.localtree import LocalTree
 from dsg_client.sync.looking import Look
+from dsg_client.sync.results import shown_time
 from dsg_client.sync.run import replace_cache
 from dsg_client.sync.site import Site
 from dsg_client.sync.survey import Head, ask_head, look_at_local
@@ -103,11 +104,20 @@ async def init(
             )
         except ConfigError as refused:
             raw, notes = await _untouched_head(agent, address, algorithm, refused), ()
+            emit(Note(_taken_over(SnapshotRecord.from_bytes(raw))))
     for note in notes:
         emit(Note(note, warning=True))
     record = SnapshotRecord.from_bytes(raw)
     connect_folder(root, config, address, called, record, Manifest.from_entries((), algorithm), emit)
     return Initialized(str(address), record.repo_id, str(root))
+
+
+def _taken_over(record: SnapshotRecord) -> str:
+    # It may be a colleague's, who was quicker; then both have the same repository, as they should.
+    return (
+        f"the repository was there already, empty: made by {escape(record.user)} on {escape(record.host)}, "
+        f"{shown_time(record.time)}; this folder is connected with it"
+    )
 
 
 async def _untouched_head(

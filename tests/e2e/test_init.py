@@ -224,7 +224,8 @@ def test_an_init_that_was_interrupted_goes_on(near: NearWorld, ann: Client) -> N
         if leave == "nothing":
             subprocess.run(["rm", "-r", str(ann.path(".dsg"))], check=True)
             ann.path(".dsgconfig.yml").unlink()
-        ann.must("init", near.address)
+        told = ann.must("init", near.address).err
+        assert "was there already, empty: made by ann" in told
         assert near.remote().head.repo_id == repo_id == ann.cache().repo_id
         assert ann.must("sync", "--json").document["state"] == "nothing"
 
