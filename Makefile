@@ -39,7 +39,7 @@ test-crash: packages venv ## The whole fault lane: every step, fault and next co
 test-openzfs: packages venv ## The ZFS backend on a kernel's OpenZFS, in a virtual machine (FULL=1: all of it)
 	@.ci/packages $(MACHINE)
 	@$(BIN)/python -m tests.hosts.openzfs
-	@DSG_FULL=$(FULL) $(BIN)/python -m pytest tests/openzfs $(ARGS)
+	@DSG_FULL=$(FULL) $(BIN)/python -m pytest $(PARALLEL) -o timeout=1200 tests/openzfs $(ARGS)
 
 bench: packages venv ## dsg beside rsync over one sshd: times, bytes on the wire, peak memory
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -209,7 +209,8 @@ class Scene:
         remote = self.world.remote().check()
         self.before = Before(files_of(self.who.folder), self.who.cache(), remote.records, remote.live)
         self.only_uploads = self.who.local() == self.after
-        self.said = self.world.folder / "agents-said"
+        folder = self.world.folder
+        self.said = (folder if self.near else self.world.people.host.scratch(folder)) / "agents-said"
         assert " " not in str(self.said), "it is a word in the agent's command"
 
     @property
@@ -254,7 +255,7 @@ class Scene:
 
     def agent_said(self, step: str) -> bool:
         """Whether an agent of this scene has come to the step where something was to happen."""
-        return self.said.exists() and f"failpoint {step}: " in self.said.read_text()
+        return not self.near and f"failpoint {step}: " in self.world.people.host.read_text(self.said)
 
     def settle(self, *arguments: str) -> Ended:
         """Run the next command; while the last one's agent still ends, it may find the repository locked."""

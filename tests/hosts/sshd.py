@@ -283,6 +283,14 @@ class SshHost:
         """Put a script on the server's PATH."""
         _script(self.bin / name, text)
 
+    def scratch(self, folder: Path) -> Path:
+        """A folder on the server for what a test with its own ``folder`` keeps there."""
+        return folder
+
+    def read_text(self, path: Path) -> str:
+        """What is in a file on the server; '' when it is not there."""
+        return path.read_text() if path.exists() else ""
+
     def set_environment(self, variables: Mapping[str, str]) -> None:
         """Variables of every session that begins from now on (replaces earlier ones)."""
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.crash.scene import FULL
 from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest, openzfs_guest
 
-_numbers = itertools.count()
+# What takes minutes: make test-openzfs FULL=1
+collect_ignore = [] if FULL else ["test_inside.py", "test_scripts.py"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,179 @@
+"""What a server's life brings: people in old trees, edits beside DSG, large files, keys not at hand."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.crash.scene import FULL, until
+from tests.e2e.oracle import File
+from tests.e2e.zfs import ZfsWorld
+from tests.hosts.openzfs.guest import Guest
+
+MIB = 1 << 20
+COUNTING = """\
+#!/usr/bin/python3 -I
+import os, sys
+noted = os.open("/run/counts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def note(event, _):
+    if event in ("open", "os.scandir", "os.listdir"):
+        os.write(noted, b"o")
+    elif event == "subprocess.Popen":
+        os.write(noted, b"c")
+sys.path[1:1] = ["/opt/dsg", "/opt/site"]
+sys.argv[0] = "dsg-remote-agent"
+from dsg_remote_agent.main import main
+sys.addaudithook(note)
+sys.exit(main())
+"""
+
+
+@contextmanager
+def behind(guest: Guest, *lines: str) -> Iterator[None]:
+    """Lines of shell that run in the machine meanwhile."""
+    pids = [
+        guest.sh(f"setsid sh -c {shlex.quote(line)} > /dev/null 2>&1 < /dev/null & echo $!").strip()
+        for line in lines
+    ]
+    try:
+        yield
+    finally:
+        for pid in pids:
+            guest.sh(f"kill -9 -- -{pid} || kill -9 {pid} || true")
+
+
+def test_whoever_uses_old_trees_holds_up_no_sync(guest: Guest, world: ZfsWorld) -> None:
+    ann = world.init("ann")
+    ann.put_all({"input/a": File(b"1"), "input/big": File(random.Random(1).randbytes(MIB))})
+    ann.must("sync")
+    tree = world.root.folder / ".gen" / "repo" / "g1"
+    uses = (
+        f"zfs send {world.dataset}/g1@s1 | sleep 1000",
+        f"cd {tree}/.zfs/snapshot/s1/input && sleep 1000",
+        f"cd {tree}/input && exec sleep 1000",
+        f"exec sleep 1000 < {tree}/input/a",
+    )
+    with behind(guest, *uses):
+        until(
+            lambda: guest.try_sh(f"ls {tree}/.zfs/snapshot/s1").returncode == 0,
+            "they have begun",
+            guest.patience,
+        )
+        for content in (b"2", b"3"):
+            ann.write("input/a", content)
+            ended = ann.sync()
+            assert ended.status == 0, ended
+            assert guest.sh(f"cat {world.repository}/input/a") == content.decode()
+        assert f"{world.dataset}/g1" in world.zfs.datasets(world.root)
+        assert guest.sh(f"cat {tree}/input/a") == "1"
+    # What an automounter does after some minutes.
+    guest.sh(f"umount {tree}/.zfs/snapshot/s1 || true")
+    ann.write("input/a", b"4")
+    assert ann.sync().status == 0
+    world.settled()
+    assert world.remote().check().live == ann.local()
+
+
+def test_an_edit_on_the_server_is_found_and_adopted(guest: Guest, world: ZfsWorld) -> None:
+    ann = world.init("ann")
+    ann.put_all({"input/a": File(b"1"), "input/b": File(b"2")})
+    ann.must("sync")
+    guest.sh(f"printf edited > {world.repository}/input/a")
+    ann.write("input/b", b"3")
+    before = world.head()
+    ended = ann.sync()
+    assert ended.status == 16, ended
+    assert world.head() == before
+    ann.write("input/b", b"2")
+    # At once, though the kernel may not have counted it yet.
+    guest.sh(f"printf again > {world.repository}/input/a")
+    ann.must("adopt", "-m", "as found")
+    ann.must("sync")
+    assert ann.local() == {"input/a": File(b"again"), "input/b": File(b"2")} == world.remote().check().live
+
+
+def test_a_large_file_is_changed_in_place(guest: Guest, world: ZfsWorld) -> None:
+    content = bytearray(random.Random(2).randbytes(8 * MIB))
+    ann = world.init("ann")
+    ann.write("input/big", bytes(content))
+    ann.must("sync")
+    content[5 * MIB] ^= 1
+    ann.write("input/big", bytes(content))
+    ann.must("sync")
+    world.settled()
+    used = int(world.zfs.zfs("get", "-Hp", "-o", "value", "used", f"{world.dataset}/g2@s1"))
+    assert used < MIB, "the older version shares all other blocks"
+    assert guest.sh(f"sha256sum < {world.repository}/input/big") == guest.sh(
+        f"sha256sum < {world.repository}/.zfs/snapshot/s2/input/big"
+    )
+
+
+def test_the_cost_of_a_sync_goes_by_what_changed(guest: Guest, world: ZfsWorld) -> None:
+    """A sync of one file runs as many commands and opens as much, however many files there are."""
+    guest.install_program("counting-agent", COUNTING)
+    ann = world.init("ann")
+    costs = []
+    for count in (20, 100_000 if FULL else 2000):
+        made = f"mkdir -p input/{count} && cd input/{count} && seq {count} | xargs -n 1000 touch"
+        guest.sh(f"cd {world.repository} && {made} && zpool sync")
+        ann.must("adopt")
+        ann.must("sync")
+        for content in (b"1", b"2"):
+            guest.sh("rm -f /run/counts")
+            ann.write("input/a", content + b"%d" % count)
+            ended = ann.dsg("sync", "--json", variables={"DSG_AGENT_COMMAND": "counting-agent"})
+            assert ended.status == 0, ended
+            world.settled()
+        noted = guest.sh("cat /run/counts")
+        costs.append((noted.count("o"), noted.count("c")))
+    print(costs)
+    (few, commands), (many, same) = costs
+    assert abs(same - commands) <= 2 and commands > 5, costs
+    assert abs(few - many) < 50, "it looked through the tree"
+
+
+def test_without_its_key_nothing_happens(guest: Guest, world: ZfsWorld) -> None:
+    guest.sh(f"zfs destroy -r {world.root.dataset}")
+    guest.sh(
+        f"echo passphrase > /tmp/key && zfs create -o encryption=on -o keyformat=passphrase "
+        f"-o keylocation=file:///tmp/key -o canmount=off -o mountpoint={world.root.folder}/.gen "
+        f"{world.root.dataset}"
+    )
+    ann = world.init("ann")
+    ann.write("input/a", b"1")
+    ann.must("sync")
+    world.settled()
+    before = world.head()
+    guest.sh(f"zfs unmount {world.dataset}/{before[0]} && zfs unload-key {world.root.dataset}")
+    ann.write("input/a", b"2")
+    ended = ann.sync()
+    assert ended.status == 9 and "load-key" in ended.out, ended
+    assert world.head() == before
+    guest.sh(f"zfs load-key {world.root.dataset} && zfs mount -a")
+    ended = ann.sync()
+    if ended.status == 16:  # the kernel itself may write to what it mounts with its key again
+        ended = ann.sync()
+    assert ended.status == 0, ended
+    assert world.remote().check().live == {"input/a": File(b"2")}
+
+
+def test_with_a_pool_that_is_only_read_nothing_happens(guest: Guest, world: ZfsWorld) -> None:
+    ann = world.init("ann")
+    ann.write("input/a", b"1")
+    ann.must("sync")
+    world.settled()
+    before = world.head()
+    ann.write("input/a", b"2")
+    until(lambda: guest.try_sh("zpool export tank").returncode == 0, "nobody uses the pool", guest.patience)
+    try:
+        guest.sh("zpool import -o readonly=on -d /dev/vdb1 tank")
+        ended = ann.sync()
+        assert ended.status in (9, 14), ended
+        assert world.head() == before
+        assert ann.local() == {"input/a": File(b"2")}
+    finally:
+        guest.sh("zpool export tank && zpool import -d /dev/vdb1 tank")
+    ann.must("sync")
+    assert world.remote().check().live == {"input/a": File(b"2")}
