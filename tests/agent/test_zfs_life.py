@@ -364,5 +364,10 @@ def test_many_syncs_leave_one_generation(repo: ZfsSpot) -> None:
         while len(repo.generations()) > 1 and time.monotonic() < deadline:
             time.sleep(0.1)
     repo.check_clean()
+    assert len(repo.snapshots()) == 202
+    held = repo.host.zfs("list", "-H", "-r", "-t", "snapshot", "-o", "userrefs", repo.root.dataset)
+    assert set(held.split()) == {"0"}
+    left = [path for area in ("staging", "tmp") for path in (repo.folder / ".dsg" / area).iterdir()]
+    assert left == []
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     assert len([line for line in mounts if line.startswith(f"{repo.root.dataset}/")]) == 1
