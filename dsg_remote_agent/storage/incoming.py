@@ -97,15 +97,18 @@ class Incoming:
     def refuse_unadopted(self, outside: OutsideChanges) -> None:
         """OutsideChangeError when something changed or deleted outside DSG was not adopted."""
         left = [path for path in (*outside.modified, *outside.deleted) if path not in self.adopted.rows]
-        # Added paths that nobody adopts stay as they are, however many: no action of ours touches them.
-        untold = outside.more and (outside.modified or outside.deleted)
-        if left or (untold and not self.adopted.rows):
+        if left or (self.leaves_unadopted(outside) and not self.adopted.rows):
             raise OutsideChangeError(
                 f"{len(left)} paths that were changed on the server are not adopted, first {escape(left[0])}"
                 if left
                 else "changes made on the server are not adopted",
                 hint="run 'dsg adopt'",
             )
+
+    def leaves_unadopted(self, outside: OutsideChanges) -> bool:
+        """Whether paths may have been changed or deleted beyond those that were told, and so adopted."""
+        # Added paths that nobody adopts stay as they are, however many: no action of ours touches them.
+        return bool(outside.more and (outside.modified or outside.deleted))
 
     def changes(self) -> Iterator[Numbered]:
         """The client's changes with their numbers and, numbered -1, what is adopted; each path once."""

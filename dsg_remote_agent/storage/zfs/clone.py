@@ -51,6 +51,12 @@ class Clone:
             destroy_uncommitted(site, generation, lock)
             raise
 
+    def mark_unadopted(self, lock: int) -> None:
+        """Note that it holds changes made outside DSG that were not adopted: ``written`` will not tell."""
+        self._site.zfs.must(
+            "set", "dsg:unadopted=yes", self.generation.name, lock=lock, shown=self._site.shown
+        )
+
     def take_snapshot(self, seq: int, lock: int) -> None:
         """Snapshot it as version ``seq``: durable, files and manifest together. The tree is another then."""
         name, site = self.generation.name, self._site

@@ -188,7 +188,8 @@ class ZfsRepository:
         """How the head stands, and the time from which on the index knows of no edit."""
         place = view.place
         ahead, self._ahead = self._ahead, None
-        if survey.current().written is False and not adopt:
+        current = survey.current()
+        if current.written is False and not current.unadopted and not adopt:
             # ZFS itself says that nothing was written since the snapshot: no need to look at a single file.
             manifest = place.manifest(head, head.seq)
             seen = Seen(_NOTHING, place.index(head, manifest), None)

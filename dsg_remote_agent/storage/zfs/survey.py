@@ -24,6 +24,7 @@ _PROPERTIES = (
     "dsg:txid",
     "dsg:seq",
     "dsg:reader",
+    "dsg:unadopted",
     "dsg:head",
     "dsg:format",
     "dsg:repo-id",
@@ -38,7 +39,8 @@ class Generation(NamedTuple):
     properties say; '' and -1 when they say nothing. ``read_only``: by its own
     property. ``written``: whether anything was written since its newest
     snapshot, None when this ZFS cannot tell. ``used``: the bytes that it shares
-    with no origin.
+    with no origin. ``unadopted``: its snapshot holds changes made outside DSG
+    that its manifest does not have yet.
     """
 
     number: int
@@ -51,6 +53,7 @@ class Generation(NamedTuple):
     read_only: bool
     written: bool | None
     used: str
+    unadopted: bool = False
 
     @property
     def holds_more(self) -> bool:
@@ -200,4 +203,5 @@ def _generation(number: int, name: str, row: Row) -> Generation:
         read_only=row.get("readonly", ("", ""))[1] in ("local", "temporary"),
         written=None if _WRITTEN not in row else value(_WRITTEN) != "0",
         used=value("used"),
+        unadopted=_local(row, "dsg:unadopted") == "yes",
     )

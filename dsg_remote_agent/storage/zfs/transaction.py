@@ -81,6 +81,8 @@ class ZfsTransaction(OpenTransaction):
         self._notice("flushing")
         tree.flush()
         self._site.failpoints.reach(Moment.REMOTE_FLUSHED)
+        if self._incoming.leaves_unadopted(self.outside):
+            self._clone.mark_unadopted(self._held.fileno())
         self._clone.take_snapshot(self.seq, self._held.fileno())
         self._place = self._clone.place
         return self._prepared(record)

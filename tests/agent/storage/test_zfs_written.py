@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dsg_remote_agent.storage import looking
+from dsg_remote_agent.storage import looking, outside
 from dsg_remote_agent.storage.zfs import standing
 from dsg_remote_agent.storage.zfs.command import Answer, Zfs
 from protocol.errors import OutsideChangeError
@@ -190,6 +190,36 @@ def test_adopting(zfs_ground: ZfsGround, written: Written) -> None:
     assert not zfs_ground.open().find_outside(lambda _: None)
     zfs_ground.sync({"a": b"and on"})
     assert zfs_ground.generations() == ["g3"]
+
+
+def test_what_is_adopted_in_several_goes_hides_nothing_between_them(
+    zfs_ground: ZfsGround, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More was changed than one adoption takes: the rest is in its snapshot, and not 'written' since."""
+    monkeypatch.setattr(outside, "MAX_SHOWN", 1)
+    (zfs_ground.folder / "a").write_bytes(b"edited")
+    (zfs_ground.folder / "d" / "b").write_bytes(b"edited, too")
+
+    def adopt(path: str) -> None:
+        repository = zfs_ground.open()
+        transaction = zfs_ground.begin(repository, adopt=True)
+        reader = repository.reader(None)
+        changes = list(transaction.adopt([path], "bob"))
+        record = transaction.prepare(merged(reader.manifest(), changes).digest, "", "bob", "server")
+        reader.close()
+        transaction.commit(record.digest, lambda: None)
+        transaction.tidy()
+        repository.close()
+
+    adopt("a")
+    with pytest.raises(OutsideChangeError, match="changed: d/b"):
+        zfs_ground.begin(zfs_ground.open())
+    adopt("d/b")
+    written.looked = 0
+    zfs_ground.sync({"a": b"and on"})
+    assert written.looked == 0
+    assert tree_of(zfs_ground.folder) == {"a": b"and on", "d/b": b"edited, too"}
+    assert len(zfs_ground.generations()) == 1
 
 
 def test_an_old_tree_that_was_written_to_is_kept(zfs_ground: ZfsGround, written: Written) -> None:
