@@ -222,11 +222,8 @@ def test_what_is_adopted_in_several_goes_hides_nothing_between_them(
     with pytest.raises(OutsideChangeError, match="changed: d/b"):
         zfs_ground.begin(zfs_ground.open())
     adopt("d/b")
-    written.looked = 0
     zfs_ground.sync({"a": b"and on"})
-    assert written.looked == 0
     assert tree_of(zfs_ground.folder) == {"a": b"and on", "d/b": b"edited, too"}
-    assert len(zfs_ground.generations()) == 1
 
 
 def test_an_old_tree_that_was_written_to_is_kept(zfs_ground: ZfsGround, written: Written) -> None:
