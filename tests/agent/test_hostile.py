@@ -34,6 +34,7 @@ from protocol.messages import (
     GetManifest,
     InitRepo,
     OpenRepo,
+    Prune,
     Prepare,
     Recover,
     Role,
@@ -137,12 +138,13 @@ def test_roles(tmp_path: Path) -> None:
         "repo.records",
         "repo.snapshot",
         "repo.outside",
+        "repo.stock",
         "files.get",
         "server.doctor",
     ]
 
     assert sorted(name for name, row in METHODS.items() if row.role is Role.READ) == sorted(reads)
-    assert [name for name, row in METHODS.items() if row.role is Role.ADMIN] == ["repo.init"]
+    assert [name for name, row in METHODS.items() if row.role is Role.ADMIN] == ["repo.init", "repo.prune"]
     with Client("--role", "read") as client:
         client.open(repo)
         for request in (
@@ -158,6 +160,10 @@ def test_roles(tmp_path: Path) -> None:
         client.begin(TXID, base)
         with pytest.raises(NotPermittedError, match="'write'"):
             client.init(tmp_path / "other")
+    with Client("--role", "write") as client:
+        client.open(repo)
+        with pytest.raises(NotPermittedError, match="'write'"):
+            client.call(Prune(repo=1, last=1, hourly=0, daily=0, weekly=0, monthly=0, dry_run=False))
     assert everything(repo) == before
     assert not (tmp_path / "other").exists()
 
@@ -174,6 +180,7 @@ def test_the_clients_command_widens_nothing(tmp_path: Path) -> None:
 
 
 def test_every_method_is_answered() -> None:
+    import dsg_remote_agent.keeping
     import dsg_remote_agent.repositories
     import dsg_remote_agent.transactions  # noqa: F401
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ class Line:
     proxy: Proxy
 
 
-@pytest.fixture(scope="session")
-def line() -> Iterator[Line]:
+@contextmanager
+def make_line() -> Iterator[Line]:
     """Everybody reaches the server directly, but ann goes through a proxy."""
     with ssh_host() as host:
         host.install_agent()
@@ -45,6 +46,13 @@ def line() -> Iterator[Line]:
             ann.write_config(port=proxy.port)
             ann.trust(proxy.port)
             yield Line(people, proxy)
+
+
+@pytest.fixture(scope="session")
+def line() -> Iterator[Line]:
+    """The line of the whole run."""
+    with make_line() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 
 from protocol.transaction import STEPS, Side, Step, StepRow
 from tests.conftest import mount_or_skip
-from tests.crash.conftest import Line
+from tests.crash.conftest import Line, make_line
 from tests.crash.scene import MINE, START, THEIRS, Scene, merged, standing, until
 from tests.e2e.world import Client, Ended, World
 
@@ -105,10 +105,20 @@ def crossroads(world: World, ann: Client) -> Scene:
     return Scene(world, ann, merged(MINE, THEIRS), snapshots=1)
 
 
+@pytest.fixture(scope="module")
+def here() -> Iterator[Line]:
+    """A line to an sshd that sees what is mounted here.
+
+    That of the whole run may be in another mount namespace by now: tests on ZFS stay in theirs.
+    """
+    with make_line() as made:
+        yield made
+
+
 @pytest.fixture
-def full_server(line: Line, folder: Path, mount: Mount) -> tuple[Scene, Disk]:
+def full_server(here: Line, folder: Path, mount: Mount) -> tuple[Scene, Disk]:
     """The repository on a small disk."""
-    world = World(line.people, folder / "world")
+    world = World(here.people, folder / "world")
     disk = mount(world.repository.parent)
     return crossroads(world, world.client("ann")), disk
 
