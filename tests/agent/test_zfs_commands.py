@@ -69,7 +69,7 @@ def test_what_a_sync_asks_of_zfs(repo: ZfsSpot, wrapper: ZfsWrapper) -> None:
     assert changing == [
         *("clone", "set", "snapshot"),  # the transaction
         *("set", "set"),  # the old head stands still; the decision
-        # After the reply; the old head may be written again before it goes; the set where 'written' is lacking.
+        # After the reply; the old head may be written before it goes; the set is where 'written' is lacking.
         *("promote", "inherit", "unmount", "set", "destroy"),
     ]
     assert not [words for words in commands if forbidden(words)]
