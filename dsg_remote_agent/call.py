@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,6 +56,7 @@ class Call:
         self.inbox: deque[DataReceived | BodyEnded] = deque()
         self.cancelled: Cancelled | None = None
         self.answered = False
+        self.answered_at = 0.0  # by time.monotonic()
         self.changed = False  # the body ended, and its sender found that a file changed
         self._ended = False
 
@@ -74,7 +76,7 @@ class Call:
 
     def respond(self, fields: dict[str, Any], *, body: bool = False) -> None:
         """Answer; with ``body``, :meth:`send` and :meth:`end` follow."""
-        self.answered = True
+        self.answered, self.answered_at = True, time.monotonic()
         self.session.queue(lambda conn: conn.send_response(self.stream, fields, body=body))
 
     def send(self, payload: Buffer, flags: Flag = Flag.NONE) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.places import resolve
@@ -16,6 +16,9 @@ from protocol.errors import NotPermittedError, RemoteProtocolError
 from protocol.messages import METHODS, Phase, Role, parse_request, to_wire
 from protocol.transaction import TRANSITIONS, Failpoints
 from protocol.value import Value
+
+if TYPE_CHECKING:
+    from dsg_remote_agent.storage.zfs.command import Answer
 
 __all__ = ["Agent", "Answerer", "Opened", "Policy", "account", "answers", "few", "unanswered"]
 
@@ -55,15 +58,23 @@ class Opened:
 class Agent:
     """Answers the requests of one session; see :class:`dsg_remote_agent.call.Service`.
 
-    ``open_repository`` and ``make`` give the backends; tests hand in others.
+    ``debug`` puts an event with its facts into the log.
     """
 
-    def __init__(self, policy: Policy, now: Callable[[], int], failpoints: Failpoints, machine: str) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        now: Callable[[], int],
+        failpoints: Failpoints,
+        machine: str,
+        debug: Callable[..., None] = lambda _event, **_facts: None,
+    ) -> None:
         self.policy = policy
         self.now = now
         self.failpoints = failpoints
         self.machine = machine
         self.opened: dict[int, Opened] = {}
+        self._debug = debug
         self._running: Call | None = None
 
     def answer(self, call: Call) -> None:
@@ -122,6 +133,18 @@ class Agent:
         """Tell the client which phase of the running request begins."""
         if self._running is not None and not self._running.answered:
             self._running.notice("phase", to_wire(Phase(name=name, count=0, total=0)))
+
+    def note_command(self, answer: Answer, seconds: float) -> None:
+        """Put a ``zfs`` command that has ended into the log, with the request that it was run for."""
+        running = self._running
+        self._debug(
+            "zfs",
+            command=answer.words,
+            seconds=round(seconds, 4),
+            status=answer.status,
+            method=running.method if running else "",
+            replied=running is not None and running.answered,
+        )
 
     def claim(self, txid: str, user: str, host: str) -> Claim:
         """A claim on a lock in the name of a client's user."""

@@ -45,7 +45,8 @@ def open_at(agent: Agent, resolved: str) -> Repository:
         from dsg_remote_agent.storage.zfs.repository import ZfsRepository
 
         dataset = resolved.removeprefix(_ZFS)
-        return ZfsRepository(Zfs.find(), dataset, agent.now, agent.failpoints, agent.machine)
+        zfs = Zfs.find(agent.note_command)
+        return ZfsRepository(zfs, dataset, agent.now, agent.failpoints, agent.machine)
     tree = PosixTree(agent.policy.roots.open(resolved))
     try:
         return DirectoryRepository(tree, resolved, agent.now, agent.failpoints, agent.machine)
@@ -63,8 +64,9 @@ def make_at(agent: Agent, resolved: str, request: InitRepo) -> SnapshotRecord:
 
         marker = Marker(request.repo_id, request.algorithm, agent.now(), ZFS)
         dataset = resolved.removeprefix(_ZFS)
+        zfs = Zfs.find(agent.note_command)
         return make_zfs_repository(
-            Zfs.find(), dataset, marker, request.user, request.host, request.settings, request.group
+            zfs, dataset, marker, request.user, request.host, request.settings, request.group
         )
     fd = agent.policy.roots.open(resolved, create=True)
     tree = PosixTree(fd)

@@ -17,6 +17,7 @@ from protocol.connection import Connection
 from protocol.failpoints import parse_failpoints
 from protocol.messages import Role
 from protocol.preamble import Preamble
+from protocol.version import VERSION
 
 __all__ = ["serve"]
 
@@ -43,7 +44,9 @@ def serve(source: int, sink: int, preamble: Preamble, options: Options) -> int:
         now=lambda: int(time.time()),
         failpoints=failpoints,
         machine=_machine(),
+        debug=log.debug,
     )
+    log.debug("starts", version=VERSION)
     connection = Connection.agent(preamble.features, preamble.limits)
     status = Session(source, sink, connection, log).run(agent)
     # Threads that hang in a system call must not keep the process, and with it the lock.

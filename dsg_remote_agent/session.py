@@ -312,8 +312,13 @@ class Session:
                 ),
             )
         finally:
+            ended = time.monotonic()
             self._log.info(
-                "request", method=call.method, seconds=round(time.monotonic() - began, 4), outcome=outcome
+                "request",
+                method=call.method,
+                seconds=round(ended - began, 4),
+                until_reply=round((call.answered_at if call.answered else ended) - began, 4),
+                outcome=outcome,
             )
             self._deciding = False
             with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -75,6 +76,26 @@ def test_what_a_sync_asks_of_zfs(repo: ZfsSpot, wrapper: ZfsWrapper) -> None:
     assert not [words for words in commands if forbidden(words)]
     assert len(commands) < 30, commands
     repo.check_clean()
+
+
+def test_the_log_has_every_command_with_its_time_and_request(
+    repo: ZfsSpot, wrapper: ZfsWrapper, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    options = ("--log-level", "debug", "--log-file", str(log))
+    with Client(*options, environment=wrapper.environment) as client:
+        drive(client, repo, "tx-logged-0001")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    noted = [line for line in lines if line["event"] == "zfs"]
+    assert [line["command"] for line in noted] == wrapper.commands()
+    assert all(0 < line["seconds"] < 30 for line in noted)
+    (decision,) = [line for line in noted if line["command"][1].startswith("dsg:head=")]
+    assert (decision["method"], decision["replied"], decision["status"]) == ("tx.commit", False, 0)
+    (promote,) = [line for line in noted if line["command"][0] == "promote"]
+    assert (promote["method"], promote["replied"]) == ("tx.commit", True)
+    (commit,) = [line for line in lines if line["event"] == "request" and line["method"] == "tx.commit"]
+    assert decision["seconds"] < commit["until_reply"] < commit["seconds"]
+    assert promote["seconds"] < commit["seconds"] - commit["until_reply"]
 
 
 def test_killed_around_every_command(repo: ZfsSpot, wrapper: ZfsWrapper) -> None:

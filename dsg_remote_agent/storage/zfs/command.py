@@ -7,7 +7,8 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import IO
 
@@ -15,7 +16,7 @@ from protocol.errors import DsgError, NotPermittedError, RemoteStorageError
 from protocol.paths import escape
 from protocol.value import Value
 
-__all__ = ["Answer", "Trouble", "Zfs", "failure"]
+__all__ = ["Answer", "Noted", "Trouble", "Zfs", "failure"]
 
 READ_LIMIT = 60.0  # seconds; of a command that only looks
 CHANGE_LIMIT = 300.0  # one that waits for the pool, however busy that is
@@ -96,16 +97,25 @@ class Answer(Value):
         return escape(" ".join(self.err.split())[:_SHOWN]) or f"it ended with status {self.status}"
 
 
+# Told of each command that has ended: its answer, and the seconds that it took.
+Noted = Callable[[Answer, float], None]
+
+
+def _unnoted(_answer: Answer, _seconds: float) -> None:
+    pass
+
+
 class Zfs:
     """The ``zfs`` command of this machine. ``lacking``: properties that it turned out not to have."""
 
-    def __init__(self, program: str, way: tuple[str, ...] = ()) -> None:
+    def __init__(self, program: str, way: tuple[str, ...] = (), noted: Noted = _unnoted) -> None:
         self._program = program
         self._way = way
+        self._noted = noted
         self.lacking: set[str] = set()
 
     @classmethod
-    def find(cls) -> Zfs:
+    def find(cls, noted: Noted = _unnoted) -> Zfs:
         """The one on PATH, or where administrators' programs are; RemoteStorageError when there is none."""
         path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
         program = shutil.which("zfs", path=path)
@@ -114,11 +124,11 @@ class Zfs:
                 "the server has no program zfs",
                 hint="install ZFS there, or keep the repository in a folder: host:/path",
             )
-        return cls(program)
+        return cls(program, noted=noted)
 
     def through(self, way: Sequence[str]) -> Zfs:
         """The ``zfs`` on another machine: ``way`` (as in ``ssh HOST``) gives a line to its shell."""
-        return Zfs("zfs", tuple(way))
+        return Zfs("zfs", tuple(way), self._noted)
 
     def where(self, dataset: str) -> str:
         """A dataset that this one sees, for people."""
@@ -155,7 +165,7 @@ class Zfs:
         not end within ``limit`` seconds is killed when it only looks, and left
         to itself with the lock when it changes something.
         """
-        return _execute(self._command(words), words, b"", lock, limit)
+        return self._execute(self._command(words), words, b"", lock, limit)
 
     def mounting(self, verb: str, name: str, *, lock: int | None, limit: float | None = None) -> Answer:
         """``mount`` or ``unmount`` the dataset ``name``, in the way that this account has. See :meth:`run`.
@@ -171,7 +181,7 @@ class Zfs:
                 request = json.dumps({"version": 1, "verb": verb, "dataset": name}).encode()
                 # sudo hands no descriptors on: the shell keeps the lock until all is done.
                 command = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *program]
-                return _execute(command, (verb, name), request, lock, limit)
+                return self._execute(command, (verb, name), request, lock, limit)
         return self.run(verb, name, lock=lock, limit=limit)
 
     def must(self, *words: str, lock: int | None = None, shown: str) -> str:
@@ -180,6 +190,14 @@ class Zfs:
         if not answer.good:
             raise failure(answer, shown)
         return answer.out
+
+    def _execute(
+        self, command: list[str], words: tuple[str, ...], told: bytes, lock: int | None, limit: float | None
+    ) -> Answer:
+        began = time.monotonic()
+        answer = _execute(command, words, told, lock, limit)
+        self._noted(answer, time.monotonic() - began)
+        return answer
 
 
 def _execute(
