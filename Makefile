@@ -13,6 +13,8 @@ PARALLEL := -n 2 --dist loadfile
 MACHINE := qemu-system-x86 mmdebstrap e2fsprogs cpio zstd kmod gcc make libc6-dev libelf1
 # All combinations, instead of some that stand for the others: make test-openzfs FULL=1
 FULL ?=
+# Where make bench keeps what is synced: in folders, or on a ZFS of the tests (zfs-fuse, openzfs)
+BACKEND ?=
 # Extra words for pytest and for the benchmark: make test ARGS='-k recovery', make bench ARGS='--pairs 9 --delay 20'
 ARGS ?=
 
@@ -41,8 +43,9 @@ test-openzfs: packages venv ## The ZFS backend on a kernel's OpenZFS, in a virtu
 	@$(BIN)/python -m tests.hosts.openzfs
 	@DSG_FULL=$(FULL) $(BIN)/python -m pytest $(PARALLEL) -o timeout=1200 tests/openzfs $(ARGS)
 
-bench: packages venv ## dsg beside rsync over one sshd: times, bytes on the wire, peak memory
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: packages venv ## dsg beside rsync over one sshd: times, bytes, memory (BACKEND=zfs-fuse or openzfs: on ZFS)
+	@$(if $(filter openzfs,$(BACKEND)),.ci/packages $(MACHINE))
+	@$(BIN)/python -m tests.bench $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
 
 format: venv ## Put every file into the project's format
 	@$(BIN)/ruff format .

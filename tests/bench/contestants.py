@@ -11,19 +11,22 @@ from typing import Protocol
 
 from attrs import frozen
 
+from tests.bench.stores import Store
+
 __all__ = ["Contestant", "Dsg", "Place", "Rsync"]
 
 
 @frozen
 class Place:
-    """Where a contestant works: its own source, server folder and clone, and how it reaches the server.
+    """Where a contestant works: its own source, place in the server's store and clone, and how it gets there.
 
     ``host`` is a name of ``ssh_config``: the server itself, or the proxy
     before it.
     """
 
     source: Path
-    remote: Path
+    store: Store
+    name: str
     clone: Path
     host: str
     ssh_config: Path
@@ -45,6 +48,9 @@ class Contestant(Protocol):
     def clone(self, place: Place) -> list[str]:
         """The command that makes ``place.clone``; run in the folder above it."""
 
+    def arrived(self, place: Place) -> Path:
+        """The folder on the server in which what was uploaded is seen."""
+
 
 @frozen
 class Rsync:
@@ -65,14 +71,16 @@ class Rsync:
         ]
 
     def prepare(self, place: Place) -> None:
-        shutil.rmtree(place.remote, ignore_errors=True)
-        place.remote.mkdir(parents=True)
+        place.store.make_folder(place.name)
 
     def upload(self, place: Place) -> list[str]:
-        return [*self._start(place), "./", f"{place.host}:{place.remote}/"]
+        return [*self._start(place), "./", f"{place.host}:{self.arrived(place)}/"]
 
     def clone(self, place: Place) -> list[str]:
-        return [*self._start(place), f"{place.host}:{place.remote}/", f"{place.clone}/"]
+        return [*self._start(place), f"{place.host}:{self.arrived(place)}/", f"{place.clone}/"]
+
+    def arrived(self, place: Place) -> Path:
+        return place.store.folder(place.name)
 
 
 @frozen
@@ -83,12 +91,11 @@ class Dsg:
     command: Path
 
     def prepare(self, place: Place) -> None:
-        shutil.rmtree(place.remote, ignore_errors=True)
+        place.store.clear(place.name)
         shutil.rmtree(place.source / ".dsg", ignore_errors=True)
         (place.source / ".dsgconfig.yml").unlink(missing_ok=True)
-        place.remote.parent.mkdir(parents=True, exist_ok=True)
         made = subprocess.run(
-            [self.command, "init", "--quiet", f"{place.host}:{place.remote}"],
+            [self.command, "init", "--quiet", f"{place.host}:{place.store.address(place.name)}"],
             cwd=place.source,
             env=place.env,
             stdin=subprocess.DEVNULL,
@@ -103,4 +110,8 @@ class Dsg:
         return [str(self.command), "sync", "--quiet"]
 
     def clone(self, place: Place) -> list[str]:
-        return [str(self.command), "clone", "--quiet", f"{place.host}:{place.remote}", str(place.clone)]
+        address = f"{place.host}:{place.store.address(place.name)}"
+        return [str(self.command), "clone", "--quiet", address, str(place.clone)]
+
+    def arrived(self, place: Place) -> Path:
+        return place.store.live(place.name)

@@ -17,7 +17,7 @@ from typing import IO
 
 from attrs import frozen
 
-__all__ = ["CommandFailedError", "Memory", "run_timed", "run_watched"]
+__all__ = ["CommandFailedError", "Memory", "children", "run_timed", "run_watched"]
 
 POLL_SECONDS = 0.01  # what a process adds in its last moments before it ends is missed for as long
 
@@ -52,7 +52,10 @@ def run_timed(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str]) -> 
 
 
 def run_watched(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str], sshd: int) -> Memory:
-    """Peak memory of both sides; ``sshd`` is the process id of the server. CommandFailedError as above."""
+    """Peak memory of both sides; ``sshd`` is the process id of the server, 0 when it is not on this machine.
+
+    CommandFailedError as above.
+    """
     with _output() as output:
         child = subprocess.Popen(
             argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -84,7 +87,7 @@ def _note_peaks(root: int, peaks: dict[int, int], own: bool) -> None:
     waiting = [root]
     while waiting:
         pid = waiting.pop()
-        waiting += _children(pid)
+        waiting += children(pid)
         if pid == root and not own:
             continue
         name, peak = _status(pid)
@@ -92,7 +95,8 @@ def _note_peaks(root: int, peaks: dict[int, int], own: bool) -> None:
             peaks[pid] = max(peaks.get(pid, 0), peak)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` has started and that still run."""
     found = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):

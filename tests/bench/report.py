@@ -6,14 +6,16 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, define, field, frozen
 
-__all__ = ["Result", "Row", "machine", "render", "slower_rows"]
+from tests.bench.steps import Step
+
+__all__ = ["Result", "Row", "file_system", "machine", "render", "slower_rows"]
 
 SUBJECT = "dsg"
 YARDSTICK = "rsync --fsync"
@@ -40,10 +42,16 @@ class Row:
 
 @frozen
 class Result:
+    """All figures. ``promotions``: seconds by the number of snapshots; ``notes``: what to read first."""
+
     machine: dict[str, str]
     delay_ms: float
     pairs: int
     rows: Sequence[Row]
+    steps_of: str = ""
+    steps: Sequence[Step] = ()
+    promotions: Mapping[int, Sequence[float]] = field(factory=dict)
+    notes: Sequence[str] = ()
 
     def to_map(self) -> dict[str, Any]:
         rows = [{**asdict(row), "median": row.median, "ratio": ratio(self.rows, row)} for row in self.rows]
@@ -53,6 +61,10 @@ class Result:
             "delay_ms": self.delay_ms,
             "pairs": self.pairs,
             "rows": rows,
+            "steps_of": self.steps_of,
+            "steps": [asdict(step) for step in self.steps],
+            "promotions": {str(number): list(seconds) for number, seconds in self.promotions.items()},
+            "notes": list(self.notes),
         }
 
 
@@ -74,7 +86,9 @@ def slower_rows(result: Result) -> list[str]:
 def render(result: Result) -> str:
     """The table, for a terminal of 100 columns."""
     lines = [f"{name}: {text}" for name, text in result.machine.items()]
-    lines.append(f"{result.pairs} rounds, {result.delay_ms:g} ms added each way")
+    lines += result.notes
+    if result.rows:
+        lines.append(f"{result.pairs} rounds, {result.delay_ms:g} ms added each way")
     head = (
         f"{'':16}{'median s':>9}  {'min - max':>15}  {'dsg / it':>8}"
         f"  {'up MB':>8}  {'down MB':>8}  {'client MB':>9}  {'server MB':>9}"
@@ -91,23 +105,49 @@ def render(result: Result) -> str:
         lines.append(
             f"  {row.contestant:14}{row.median:9.2f}  {spread:>15}  {against:>8}"
             f"  {row.sent / MB:8.2f}  {row.received / MB:8.2f}"
-            f"  {row.client_memory / MB:9.0f}  {row.server_memory / MB:9.0f}"
+            f"  {row.client_memory / MB:9.0f}  {_memory(row.server_memory):>9}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_steps(result), *_promotions(result)])
 
 
-def machine(folder: Path, server: str) -> dict[str, str]:
-    """What the figures depend on: hardware, kernel, file system, versions."""
+def _memory(size: int) -> str:
+    return f"{size / MB:.0f}" if size else "-"
+
+
+def _steps(result: Result) -> Iterator[str]:
+    if result.steps:
+        yield ""
+        yield f"== the server's steps of a sync: {result.steps_of}"
+        yield f"{'':40}{'ms of one':>9}  {'how often':>9}"
+    for step in result.steps:
+        if step.command:
+            yield f"  {'zfs ' + step.command:38}{step.ms:9.1f}  {step.times:9g}"
+        else:
+            yield f"{step.request:40}{step.ms:9.1f}"
+
+
+def _promotions(result: Result) -> Iterator[str]:
+    if result.promotions:
+        yield ""
+        yield "== zfs promote, by the number of snapshots that it moves"
+        yield f"{'':16}{'median ms':>9}  {'min - max':>15}"
+    for number, seconds in result.promotions.items():
+        spread = f"{min(seconds) * 1000:.0f} - {max(seconds) * 1000:.0f}"
+        yield f"  {number:<14,}{statistics.median(seconds) * 1000:9.0f}  {spread:>15}"
+
+
+def machine(folder: Path, server: Mapping[str, str]) -> dict[str, str]:
+    """What the figures depend on: the client's hardware, kernel, file system and versions; the ``server``."""
     return {
         "processor": f"{os.cpu_count()} x {_processor()}",
         "kernel": platform.release(),
-        "file system": _file_system(folder),
+        "file system": file_system(folder),
         "python": platform.python_version(),
         "dsg": metadata.version("dsg-sync"),
         "asyncssh": metadata.version("asyncssh"),
         "rsync": _first_line("rsync", "--version"),
-        "server": server,
         "cipher of rsync": _default_cipher(),
+        **server,
     }
 
 
@@ -121,7 +161,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _file_system(folder: Path) -> str:
+def file_system(folder: Path) -> str:
     """Type of the file system that holds ``folder``, from the longest mount point above it."""
     best, kind = "", "unknown"
     try:

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.bench.measure import CommandFailedError, run_timed, run_watched
 from tests.bench.report import Result, Row, ratio, render, slower_rows
+from tests.bench.steps import AFTER_REPLY, steps_of
 from tests.bench.workloads import large_file, small_files
 from tests.trees import first_difference
 
@@ -68,13 +70,31 @@ def test_data_is_the_same_every_time_and_a_hundredth_changes(tmp_path: Path) -> 
     assert (tmp_path / "large" / "large.bin").stat().st_size == 4 * 1024 * 1024
 
 
-@pytest.mark.slow
-@pytest.mark.needs("sshd", "rsync")
-def test_a_small_benchmark_runs_and_leaves_nothing(tmp_path: Path) -> None:
-    figures = tmp_path / "bench.json"
-    argv = [sys.executable, "-m", "tests.bench", "--pairs", "1", "--files", "200", "--mib", "4"]
+def test_steps_are_medians_over_the_syncs() -> None:
+    def sync(pid: int, gets: int, seconds: float) -> list[str]:
+        command = {"event": "zfs", "pid": pid, "method": "tx.commit"}
+        request = {"event": "request", "pid": pid, "method": "tx.commit", "until_reply": 0.5, "seconds": 0.75}
+        found = [{**command, "command": ["get", "x"], "replied": False, "seconds": 0.25}] * gets
+        found += [{**command, "command": ["set", "dsg:head=g1", "x"], "replied": False, "seconds": seconds}]
+        found += [{**command, "command": ["promote", "x"], "replied": True, "seconds": 0.125}, request]
+        return [json.dumps(line) for line in found]
+
+    steps = steps_of([*sync(1, 1, 0.5), *sync(2, 3, 1.0), *sync(3, 1, 2.0)])
+    assert [(step.request, step.command, step.times, step.ms) for step in steps] == [
+        ("tx.commit", "", 1, 500),
+        ("tx.commit", "get", 1, 250),
+        ("tx.commit", "set dsg:head", 1, 1000),
+        (AFTER_REPLY, "", 1, 250),
+        (AFTER_REPLY, "promote", 1, 125),
+    ]
+
+
+def bench(folder: Path, *options: str) -> dict[str, Any]:
+    """Run a benchmark, which leaves nothing; its figures, with what it printed as ``printed``."""
+    figures = folder / "bench.json"
+    argv = [sys.executable, "-m", "tests.bench", "--pairs", "1", *options]
     done = subprocess.run(
-        [*argv, "--folder", tmp_path / "work", "--json", figures],
+        [*argv, "--folder", folder / "work", "--json", figures],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -83,7 +103,15 @@ def test_a_small_benchmark_runs_and_leaves_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(figures.read_text())["rows"]
+    assert list((folder / "work").iterdir()) == []
+    found: dict[str, Any] = json.loads(figures.read_text())
+    return {**found, "printed": done.stdout}
+
+
+@pytest.mark.slow
+@pytest.mark.needs("sshd", "rsync")
+def test_a_small_benchmark_runs_and_leaves_nothing(tmp_path: Path) -> None:
+    found = bench(tmp_path, "--files", "200", "--mib", "4")["rows"]
     assert len(found) == 3 * (4 + 2)
     upload = {
         row["contestant"]: row for row in found if row["step"] == "first upload" and "200" in row["dataset"]
@@ -92,4 +120,35 @@ def test_a_small_benchmark_runs_and_leaves_nothing(tmp_path: Path) -> None:
         assert row["sent"] > 200 * 4096, "the bytes of the files went through the counting proxy"
         assert row["client_memory"] > 1_000_000
         assert row["server_memory"] > 1_000_000
-    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs("sshd", "rsync", "zfs-fuse", "root")
+def test_a_small_benchmark_on_zfs(tmp_path: Path) -> None:
+    sets = ("--sets", "small", "steps", "promote")
+    found = bench(
+        tmp_path, "--backend", "zfs-fuse", *sets, "--files", "40", "--syncs", "2", "--snapshots", "1", "3"
+    )
+    assert {row["contestant"] for row in found["rows"]} == {"dsg", "rsync", "rsync --fsync"}
+    assert all(row["median"] > 0 for row in found["rows"]) and len(found["rows"]) == 3 * 4
+    assert "zfs-fuse" in found["machine"]["its file system"]
+    steps = {(step["request"], step["command"]): step for step in found["steps"]}
+    for step in (
+        ("tx.begin", "clone"),
+        ("tx.prepare", "snapshot"),
+        ("tx.commit", "set readonly=on"),
+        ("tx.commit", "set dsg:head"),
+        (AFTER_REPLY, "promote"),
+        (AFTER_REPLY, "unmount"),
+        (AFTER_REPLY, "destroy"),
+    ):
+        assert steps[step]["ms"] > 0 and f"zfs {step[1]} " in found["printed"], step
+    assert {number: len(seconds) for number, seconds in found["promotions"].items()} == {"1": 7, "3": 7}
+
+
+@pytest.mark.slow
+@pytest.mark.needs("sshd", "rsync")
+def test_what_only_zfs_has_is_not_measured_in_folders(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "tests.bench", "--sets", "promote", "--folder", tmp_path]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "zfs-fuse" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["SETS", "Dataset", "settle_clock"]
+__all__ = ["SETS", "Dataset", "settle_clock", "tiny_files"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -73,6 +73,17 @@ def small_files(count: int) -> Dataset:
         steps=("first upload", "nothing to do", "1% changed", "clone"),
         write=lambda folder: _write_small(count, size, folder),
         change=lambda folder, turn: _change_small(count, size, folder, turn),
+    )
+
+
+def tiny_files(count: int) -> Dataset:
+    """``count`` files of 16 bytes, for what goes by their number and not by their size."""
+    return Dataset(
+        name="tiny",
+        title=f"{count:,} tiny files",
+        steps=(),
+        write=lambda folder: _write_small(count, 16, folder),
+        change=lambda folder, turn: _change_small(count, 16, folder, turn),
     )
 
 

@@ -66,7 +66,7 @@ bootstrap() {
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
         --dpkgopt='path-exclude=/usr/share/i18n/*' \
-        --include=zfsutils-linux,openssh-server,python3,iproute2,kmod,procps \
+        --include=zfsutils-linux,openssh-server,python3,iproute2,kmod,procps,rsync \
         $suite "$work/root" -
 }
 bootstrap > "$work/bootstrap.log" 2>&1 &
