@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes at once; the tests of one file stay together, so that they share a server.
 PARALLEL := -n 2 --dist loadfile
+# One more where they mostly wait for disks, servers and time limits.
+WAITING := -n 3 --dist loadfile
 # What runs that machine, and what builds it.
 MACHINE := qemu-system-x86 mmdebstrap e2fsprogs cpio zstd kmod gcc make libc6-dev libelf1
 # All combinations, instead of some that stand for the others: make test-openzfs FULL=1
@@ -26,7 +28,7 @@ demo: packages venv ## Two people sync a real data set through a server on this 
 	@$(BIN)/python -m tests.demo $(ARGS)
 
 test: packages venv ## Every test, with a real OpenSSH server (up to 25 minutes)
-	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest $(WAITING) $(ARGS)
 
 check: venv ## Format, lint, types, import contracts and the fast tests (under 2 minutes)
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run 'make format'."; exit 1; }

@@ -66,6 +66,7 @@ def entries_of(folder: Path) -> Manifest:
     return Manifest.from_entries(sorted(made, key=lambda entry: sort_key(entry.path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_same_as_path_by_path(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, processes: int

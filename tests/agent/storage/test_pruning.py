@@ -289,6 +289,7 @@ def _objects(history: History) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_random_lives(ground: Ground, rng: random.Random) -> None:
     """Syncs, prunes and protections in any order; a model says what must be there."""
     history = History(ground)

@@ -183,6 +183,7 @@ def documents(near_people: NearPeople, tmp_path_factory: pytest.TempPathFactory)
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_documented_fields_are_those_that_are_printed(name: str, documents: dict[str, list[Any]]) -> None:
     written = rows(section(name), "JSON")

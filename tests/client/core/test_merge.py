@@ -97,6 +97,7 @@ class Numbered:
             yield Entry(f"d/{n // 100:05}/{n:07}", 0, b"x" * 32, False, 1, 1, "w", self.seq)
 
 
+@pytest.mark.slow
 def test_memory_goes_with_the_changes_not_with_the_tree() -> None:
     count = 50_000
     local = Numbered(count, 0)

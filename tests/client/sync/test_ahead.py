@@ -179,6 +179,7 @@ async def test_it_stops_within_a_large_file_and_keeps_what_it_read(ground: Groun
     assert "input/large" not in indexed(site)
 
 
+@pytest.mark.slow
 async def test_nobody_who_reads_what_it_found_does_not_keep_it(ground: Ground) -> None:
     site = await ground.init("ann")
     fill(site, 20_000)  # more than the pipe holds

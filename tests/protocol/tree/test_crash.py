@@ -85,6 +85,7 @@ def test_killed_after_every_operation_and_again_during_recovery(
         assert applied is None or (not applied.held and not applied.rescued)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("can_swap", [True, False], ids=["swap", "no-swap"])
 @pytest.mark.parametrize("unexpected", POLICIES)
 def test_recovery_killed_after_every_operation(
@@ -142,6 +143,7 @@ def power_losses(
                 yield f"power lost after {allowed} of {total} ({progress[-1:]}): {problem}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unexpected", POLICIES)
 def test_power_lost_after_every_operation(unexpected: Unexpected, rng: random.Random) -> None:
     assert list(power_losses(rng, unexpected)) == []
