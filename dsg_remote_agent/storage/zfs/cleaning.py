@@ -33,33 +33,33 @@ def clean(site: Site) -> list[str]:
     Never raises: what is not done now is done another time. Nothing is done
     when another process is at it.
     """
+    notes: list[str] = []
     try:
         lock = site.outer.lock(CLEANING_LOCK)
         if lock is None:
             return []
         try:
-            return _clean(site, time.monotonic() + _LIMIT, lock.fileno())
+            _clean(site, time.monotonic() + _LIMIT, lock.fileno(), notes)
         finally:
             lock.release()
     except (DsgError, OSError):
-        return []
+        pass
+    return notes
 
 
-def _clean(site: Site, deadline: float, lock: int) -> list[str]:
+def _clean(site: Site, deadline: float, lock: int, notes: list[str]) -> None:
     survey = site.survey()
     head = required_head(survey)
     if len(survey.generations) < 2 or not _promote(site, survey, deadline, lock):
-        return []
+        return
     if not is_current(site, head.generation):
-        return []  # people are still led to an older one
-    notes = []
+        return  # people are still led to an older one
     for generation in site.survey().generations.values():
         if generation.number < head.generation and time.monotonic() < deadline:
             note = _destroy_older(site, generation, deadline, lock)
             if note:
                 notes.append(note)
     _destroy_old_bases(site, survey.current(), lock)
-    return notes
 
 
 def _destroy_old_bases(site: Site, current: Generation, lock: int) -> None:

@@ -402,6 +402,24 @@ def test_while_the_link_is_behind_nothing_is_cleaned_away(
 
 
 @on_zfs
+def test_what_cleaning_had_to_tell_is_told_also_when_it_breaks_off(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.host.zfs("snapshot", f"{filled.dataset}/g1@of-tuesday")
+
+    def fails(*_: Any) -> None:
+        raise RemoteStorageError("the pool does not answer", hint="")
+
+    monkeypatch.setattr(cleaning, "_destroy_old_bases", fails)
+    repository = filled.open()
+    transaction, record = filled.prepare(repository, {"a": b"new"})
+    transaction.commit(record.digest, lambda: None)
+    (note,) = transaction.tidy()
+    repository.close()
+    assert "g1 is kept" in note and "of-tuesday" in note
+
+
+@on_zfs
 def test_nobody_writes_to_the_old_head_at_the_decision(filled: ZfsGround) -> None:
     refused: list[OSError] = []
 
