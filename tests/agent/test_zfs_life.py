@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from dsg_remote_agent.storage.zfs.command import Zfs
+from dsg_remote_agent.storage.zfs.holders import holders
+from dsg_remote_agent.storage.zfs.survey import take_survey
 from protocol.errors import DsgError, OutsideChangeError
 from protocol.messages import InitRepo, Recover
 from tests.agent.client import Client, tree_of
 from tests.agent.spots import ZfsSpot
+from tests.conftest import find_program
 from tests.hosts.zfs_wrapper import ZfsWrapper, forbidden
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root"), pytest.mark.timeout(600)]
@@ -139,6 +143,24 @@ def test_at_the_bound_the_holder_is_named(repo: ZfsSpot, tmp_path: Path) -> None
         client.sync("tx-bound-after", version(2))
     repo.check_clean()
     assert len(repo.snapshots()) == 19
+
+
+def test_who_sends_an_old_snapshot_is_found(repo: ZfsSpot) -> None:
+    """It has no file open in the tree, and is what keeps a head from being promoted."""
+    with Client() as client:
+        client.open(repo.address)
+        client.sync("tx-large-0001", {"large": os.urandom(1 << 20)})
+    name = f"{repo.address.removeprefix('zfs:')}/g2"
+    program = find_program("zfs")
+    assert program is not None
+    sender = subprocess.Popen([program, "send", f"{name}@s2"], stdout=subprocess.PIPE)
+    try:
+        generations = take_survey(Zfs.find(), repo.address.removeprefix("zfs:")).generations
+        assert f"zfs (process {sender.pid})" in holders(generations.values())
+        assert holders(g._replace(name=f"{name}1", mountpoint="") for g in generations.values()) == []
+    finally:
+        sender.kill()
+        sender.communicate()
 
 
 def test_what_is_written_to_the_old_tree_is_kept(repo: ZfsSpot) -> None:

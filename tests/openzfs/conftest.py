@@ -12,7 +12,7 @@ from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest, openzfs_guest
 
 # What takes minutes: make test-openzfs FULL=1
-collect_ignore = [] if FULL else ["test_inside.py", "test_scripts.py"]
+collect_ignore = [] if FULL else ["test_holders.py", "test_inside.py", "test_scripts.py"]
 
 
 @pytest.fixture(scope="session")

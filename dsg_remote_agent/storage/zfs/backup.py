@@ -74,7 +74,7 @@ def _promoted(zfs: Zfs, repository: str) -> Survey:
         if not older:
             return survey
         if time.monotonic() > deadline:
-            found = holders([generation.mountpoint for generation in older])
+            found = holders(older)
             raise RemoteStorageError(
                 f"the head of {repository} stands on {len(older)} older generations that cannot be promoted"
                 + (f"; in use by {', '.join(found[:5])}" if found else ""),

@@ -90,7 +90,7 @@ def _generations(repository: ZfsRepository, survey: Survey) -> Iterator[Finding]
         "'dsg recover', or the next sync, sets it; nothing else may stand there",
     )
     older = [g for g in survey.generations.values() if g.number != current.number]
-    found = holders([generation.mountpoint for generation in older]) if older else []
+    found = holders(older) if older else []
     yield (
         "older generations",
         not older,

@@ -1,18 +1,24 @@
-"""Who uses a mounted file system: as far as this account may look into other processes."""
+"""Who uses a generation: as far as this account may look into other processes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 
+from dsg_remote_agent.storage.zfs.survey import Generation
 from protocol.paths import escape
 
 __all__ = ["holders"]
 
 
-def holders(mountpoints: Iterable[str]) -> list[str]:
-    """``PROGRAM (process PID)`` of each process with a file, folder or root below one of ``mountpoints``."""
-    below = tuple(path.rstrip("/") for path in mountpoints if path)
+def holders(generations: Iterable[Generation]) -> list[str]:
+    """``PROGRAM (process PID)`` of each process that uses one of ``generations``.
+
+    By a file, folder or root in it; or by its name: ``zfs send`` opens no file, and says what it sends.
+    """
+    found = list(generations)
+    below = tuple(generation.mountpoint.rstrip("/") for generation in found if generation.mountpoint)
+    names = frozenset(generation.name for generation in found)
     try:
         pids = [name for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
@@ -21,8 +27,20 @@ def holders(mountpoints: Iterable[str]) -> list[str]:
     return [
         f"{_program(pid)} (process {pid})"
         for pid in pids
-        if pid != own and any(_lies_in(path, below) for path in _open_paths(pid))
+        if pid != own and (_sends(pid, names) or any(_lies_in(path, below) for path in _open_paths(pid)))
     ]
+
+
+def _sends(pid: str, names: frozenset[str]) -> bool:
+    """Whether it is a ``zfs send`` of a snapshot of one of these datasets."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as told:
+            words = os.fsdecode(told.read()).split("\0")
+    except OSError:
+        return False
+    # While it runs it cuts its own argument in two at the @.
+    sent = {word.partition("@")[0] for word in words[2:]}
+    return os.path.basename(words[0]) == "zfs" and words[1:2] == ["send"] and not names.isdisjoint(sent)
 
 
 def _open_paths(pid: str) -> list[str]:

@@ -105,9 +105,7 @@ def refuse_too_many(survey: Survey, shown: str) -> None:
     ancestors = survey.ancestors()
     if len(ancestors) < MOST_UNPROMOTED:
         return
-    found = holders(
-        [g.mountpoint for g in survey.generations.values() if g.number != survey.current().number]
-    )
+    found = holders(g for g in survey.generations.values() if g.number != survey.current().number)
     who = "; in use by " + ", ".join(found[:5]) if found else ""
     raise RemoteStorageError(
         f"{shown} has {len(ancestors)} older generations that could not be promoted{who}",
