@@ -12,6 +12,7 @@ from dsg_remote_agent.storage.zfs.command import Zfs
 from protocol.errors import DsgError, RemoteStorageError
 from tests.agent.client import Client, tree_of
 from tests.agent.spots import ZfsSpot
+from tests.conftest import find_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root")]
 
@@ -122,6 +123,23 @@ def test_the_daemon_does_not_answer(repo: ZfsSpot) -> None:
         with Client() as client, pytest.raises(DsgError) as caught:
             client.open(f"zfs:{host.pool}/dsg/x")
         assert caught.value.code == "remote_storage" and caught.value.hint
+
+
+def test_zfs_is_not_there_any_more(repo: ZfsSpot) -> None:
+    """As after an upgrade that removed it: the folders are there, and the program is not."""
+    program = os.path.realpath(find_program("zfs") or "")
+    repo.host.run("mount", "--bind", "/dev/null", program)
+    try:
+        with Client() as client, pytest.raises(DsgError, match="no program zfs") as caught:
+            client.open(repo.address)
+        assert caught.value.code == "remote_storage" and "install ZFS" in caught.value.hint
+    finally:
+        repo.host.run("umount", program)
+    assert tree_of(repo.folder) == BEFORE
+    with Client() as client:
+        client.open(repo.address)
+        client.sync("tx-after-0001", {"b": b"two"})
+    repo.check_clean()
 
 
 def test_a_server_without_zfs(monkeypatch: pytest.MonkeyPatch) -> None:
