@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 from dsg_remote_agent.storage.place import Place
 from dsg_remote_agent.storage.zfs.command import failure
 from dsg_remote_agent.storage.zfs.mounts import let_mount, open_root, open_tree
@@ -9,20 +12,29 @@ from dsg_remote_agent.storage.zfs.names import snapshot
 from dsg_remote_agent.storage.zfs.settling import destroy_uncommitted
 from dsg_remote_agent.storage.zfs.site import Site
 from dsg_remote_agent.storage.zfs.survey import Generation, Survey
-from protocol.errors import DsgError, IntegrityError
+from protocol.errors import DsgError, IntegrityError, RemoteStorageError
 from protocol.tree.posix import PosixTree
 
 __all__ = ["Clone"]
 
 
 class Clone:
-    """A new generation, mounted and opened; until the decision it is this transaction's alone."""
+    """A new generation, mounted and opened; until the decision it is this transaction's alone.
 
-    def __init__(self, site: Site, generation: Generation, tree: PosixTree, place: Place) -> None:
+    It is mounted where everybody could come to it, and folders that a group
+    shares are writable for its members. What they wrote there would be in the
+    snapshot, and in no manifest. So its root is closed to others (``mode``: what
+    is to be there again) until just before the snapshot is taken.
+    """
+
+    def __init__(
+        self, site: Site, generation: Generation, tree: PosixTree, place: Place, mode: int | None
+    ) -> None:
         self._site = site
         self.generation = generation
         self.tree = tree
         self.place = place
+        self._mode = mode
 
     @classmethod
     def make(cls, site: Site, survey: Survey, origin: str, txid: str, seq: int, lock: int) -> Clone:
@@ -43,7 +55,7 @@ class Clone:
             fd = open_root(site.zfs, name, mountpoint, mounted=False, lock=lock, shown=site.shown)
             tree = open_tree(fd)
             try:
-                return cls(site, generation, tree, site.place(tree))
+                return cls(site, generation, tree, site.place(tree), shut(fd))
             except BaseException:
                 tree.close()
                 raise
@@ -64,11 +76,13 @@ class Clone:
         # snapshot, so that nothing is left to be done after the decision.
         self.tree.close()
         let_mount(site.zfs, name, lock=lock, shown=site.shown)
-        site.zfs.must("snapshot", f"{name}@{snapshot(seq)}", lock=lock, shown=site.shown)
         # People will be led to it: it must be mounted.
         fd = open_root(site.zfs, name, self.generation.mountpoint, mounted=False, lock=lock, shown=site.shown)
         self.tree = open_tree(fd)
         self.place = self.place.but(tree=self.tree)
+        if self._mode is not None:
+            _open_again(fd, self._mode, site.shown)
+        site.zfs.must("snapshot", f"{name}@{snapshot(seq)}", lock=lock, shown=site.shown)
 
     def check(self, survey: Survey, seq: int) -> None:
         """IntegrityError unless it is still there, with its snapshot, and is this transaction's."""
@@ -89,6 +103,33 @@ class Clone:
         """Close and destroy it; what is in use stays for the next recovery, and cannot be committed."""
         self.close()
         destroy_uncommitted(self._site, self.generation, lock)
+
+
+def shut(fd: int) -> int | None:
+    """Close the folder ``fd`` to all but its owner; the mode that it had, None when it is not ours to change.
+
+    It is not where an administrator made it, and this account writes there by
+    its group; nor where setgid would go, which only a member may set.
+    """
+    found = os.fstat(fd)
+    mode = stat.S_IMODE(found.st_mode)
+    account = os.geteuid()
+    if account not in (0, found.st_uid):
+        return None
+    if account and mode & stat.S_ISGID and found.st_gid not in (os.getegid(), *os.getgroups()):
+        return None
+    os.fchmod(fd, mode & ~0o077)
+    return mode
+
+
+def _open_again(fd: int, mode: int, shown: str) -> None:
+    os.fchmod(fd, mode)
+    found = stat.S_IMODE(os.fstat(fd).st_mode)
+    if found != mode:
+        raise RemoteStorageError(
+            f"the folder of the new snapshot of {shown} has the mode {found:o}, and cannot be given {mode:o}",
+            hint="look at its owner and group; nothing was changed",
+        )
 
 
 def _names(site: Site) -> set[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from dsg_remote_agent.storage.base import Outcome
-from dsg_remote_agent.storage.zfs import cleaning, deciding, repository, standing
+from dsg_remote_agent.storage.zfs import cleaning, clone, deciding, repository, standing
 from dsg_remote_agent.storage.zfs.advising import judge
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Answer, Trouble, Zfs
@@ -241,6 +243,63 @@ def test_nobody_sees_the_change_before_the_decision(filled: ZfsGround) -> None:
     assert tree_of(filled.folder) == {"a": b"new"}
 
 
+GROUP = 54321
+MOMENTS = (Step.REMOTE_BEGUN, Step.UPLOADED, Step.REMOTE_FLUSHED)
+
+
+@pytest.fixture
+def shared(filled: ZfsGround) -> ZfsGround:
+    """A repository whose folders a group may write to."""
+    for folder in (filled.folder, filled.folder / "d"):
+        os.chown(folder, -1, GROUP)
+        os.chmod(folder, 0o2775)
+    (filled.folder / "notes.txt").write_bytes(b"so that all of it is taken over")
+    filled.sync({"a": b"two"})
+    return filled
+
+
+def written_by_a_member(ground: ZfsGround, step: Step) -> bool:
+    """Whether somebody else of that group could write to the clone of a sync, at this step."""
+    written: list[bool] = []
+
+    def write() -> None:
+        clone = ground.area.parent / f"g{max(int(name[1:]) for name in ground.generations())}"
+        word = f"echo x > {clone}/d/of-a-member"
+        done = subprocess.run(["sh", "-c", word], user=12345, group=GROUP, extra_groups=[], check=False)
+        written.append(done.returncode == 0)
+
+    ground.failpoints = CallAt(step, write)
+    ground.sync({"a": step.value.encode()})
+    return written == [True]
+
+
+@on_zfs
+def test_nobody_else_writes_to_the_clone(shared: ZfsGround) -> None:
+    """And its folder's mode is what it was, in the tree and in the snapshot."""
+    for step in MOMENTS:
+        assert not written_by_a_member(shared, step), step
+        assert stat.S_IMODE(os.stat(shared.folder).st_mode) == 0o2775
+    assert not (shared.folder / "d" / "of-a-member").exists()
+    shared.host.zfs("rollback", f"{shared.dataset}/{shared.generations()[0]}@s{len(MOMENTS) + 2}")
+    assert stat.S_IMODE(os.stat(shared.folder).st_mode) == 0o2775
+    # Of what is written once the snapshot is there it is told that it was not synced.
+    assert written_by_a_member(shared, Step.REMOTE_PREPARED)
+    assert shared.open().find_outside(lambda _: None).added == ("d/of-a-member", "notes.txt")
+
+
+@on_zfs
+@pytest.mark.parametrize("step", MOMENTS, ids=lambda step: step.value)
+def test_with_an_open_clone_it_would_be_in_the_snapshot(
+    shared: ZfsGround, monkeypatch: pytest.MonkeyPatch, step: Step
+) -> None:
+    """The control."""
+    monkeypatch.setattr(clone, "shut", lambda _: None)
+    assert written_by_a_member(shared, step)
+    newest = len(shared.snapshots()) - 1
+    shared.host.zfs("rollback", f"{shared.dataset}/{shared.generations()[0]}@s{newest}")
+    assert (shared.folder / "d" / "of-a-member").read_bytes() == b"x\n"
+
+
 @on_zfs
 def test_strays_go_along(filled: ZfsGround) -> None:
     (filled.folder / "notes.txt").write_bytes(b"somebody's")
@@ -338,6 +397,24 @@ def test_somebody_elses_snapshot_of_an_unfinished_clone_is_told_for_what_it_is(f
 
 
 @on_zfs
+def test_what_cleaning_had_to_tell_is_told_also_when_it_breaks_off(
+    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.host.zfs("snapshot", f"{filled.dataset}/g1@of-tuesday")
+
+    def fails(*_: Any) -> None:
+        raise RemoteStorageError("the pool does not answer", hint="")
+
+    monkeypatch.setattr(cleaning, "_destroy_old_bases", fails)
+    repository = filled.open()
+    transaction, record = filled.prepare(repository, {"a": b"new"})
+    transaction.commit(record.digest, lambda: None)
+    (note,) = transaction.tidy()
+    repository.close()
+    assert "g1 is kept" in note and "of-tuesday" in note
+
+
+@on_zfs
 def test_an_unfinished_clone_that_is_in_use_is_told_to_be(filled: ZfsGround) -> None:
     transaction = filled.begin(filled.open())
     filled.die(transaction)
@@ -399,24 +476,6 @@ def test_while_the_link_is_behind_nothing_is_cleaned_away(
 
 
 # The old head stands still.
-
-
-@on_zfs
-def test_what_cleaning_had_to_tell_is_told_also_when_it_breaks_off(
-    filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled.host.zfs("snapshot", f"{filled.dataset}/g1@of-tuesday")
-
-    def fails(*_: Any) -> None:
-        raise RemoteStorageError("the pool does not answer", hint="")
-
-    monkeypatch.setattr(cleaning, "_destroy_old_bases", fails)
-    repository = filled.open()
-    transaction, record = filled.prepare(repository, {"a": b"new"})
-    transaction.commit(record.digest, lambda: None)
-    (note,) = transaction.tidy()
-    repository.close()
-    assert "g1 is kept" in note and "of-tuesday" in note
 
 
 @on_zfs
