@@ -17,6 +17,8 @@ import pytest
 from dsg_remote_agent.storage import looking, outside
 from dsg_remote_agent.storage.zfs import standing
 from dsg_remote_agent.storage.zfs.command import Answer, Zfs
+from dsg_remote_agent.storage.zfs.site import Site
+from dsg_remote_agent.storage.zfs.survey import Survey
 from protocol.errors import OutsideChangeError
 from tests.agent.client import merged, tree_of
 from tests.agent.storage.ground import ZfsGround, claim
@@ -177,6 +179,27 @@ def test_what_is_written_while_the_sync_runs_refuses_the_commit(
     transaction.abort()
     assert tree_of(zfs_ground.folder) == {"a": b"one", "d/b": b"meanwhile"}
     (zfs_ground.folder / "d" / "b").write_bytes(b"and on")
+
+
+def test_what_the_kernel_itself_writes_does_not(
+    zfs_ground: ZfsGround, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does some seconds after an encrypted head was mounted with its key again."""
+    transaction, record = zfs_ground.prepare(zfs_ground.open(), {"a": b"new"})
+    look = Site.survey
+
+    def surveyed(site: Site) -> Survey:
+        found = look(site)
+        found.generations[1] = found.generations[1]._replace(written=True)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Site, "survey", surveyed)
+        transaction.commit(record.digest, lambda: None)
+    transaction.tidy()
+    assert written.looked == 1
+    assert tree_of(zfs_ground.folder) == {"a": b"new", "d/b": b"two"}
+    assert zfs_ground.generations() == ["g2"]
 
 
 def test_adopting(zfs_ground: ZfsGround, written: Written) -> None:
