@@ -12,8 +12,10 @@ Its agent and tests are those of this checkout, handed over at each start.
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import io
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -28,7 +30,7 @@ import pytest
 
 from tests.conftest import find_program
 from tests.hosts.openzfs.image import find_image
-from tests.hosts.openzfs.machine import Machine
+from tests.hosts.openzfs.machine import Machine, fill
 from tests.hosts.sshd import LAUNCHER, REPOSITORY, SshClient, SshHost
 from tests.hosts.zfs_host import ZfsHost
 
@@ -40,10 +42,10 @@ _CHECKOUT = "opt/dsg"
 _SITE = "opt/site"
 _AGENTS = "run/dsg-agents"
 _PYTHON = "/usr/bin/python3"
-# What the agent needs, and the tests that run in the machine itself. All of it works without what is compiled
-# for this machine's own Python.
-_DISTRIBUTIONS = (
-    "msgpack", "attrs",
+# What the agent needs, and what the tests do that run in the machine itself. All of it works without what is
+# compiled for this machine's own Python.
+_AGENT = ("msgpack", "attrs")
+_TESTS = (
     "pytest", "pluggy", "iniconfig", "packaging", "pytest-timeout", "pytest-asyncio", "typing-extensions",
     "hypothesis", "sortedcontainers", "pygments",
 )  # fmt: skip
@@ -60,6 +62,7 @@ class Guest(SshHost, ZfsHost):
     def __init__(self, folder: Path, clean_up: contextlib.ExitStack, image: Path) -> None:
         super().__init__(folder, clean_up)
         self._files = folder / "files.tar"
+        self.connection = folder / "mux"  # an ssh's ControlPath; as root, while the machine runs
         self.machine = Machine(folder, image, self._files)
         self.port = self.machine.port
         self._programs: dict[str, str] = {}
@@ -73,10 +76,10 @@ class Guest(SshHost, ZfsHost):
 
     # The machine
 
-    def start(self) -> None:
-        """Start it (again), with this checkout's agent in it."""
+    def start(self, *, cold: bool = False) -> None:
+        """Start it (again), with this checkout's agent in it; ``cold``: see :meth:`Machine.start`."""
         self._write_files()
-        self.machine.start()
+        self.machine.start(cold=cold)
         self._connect()
 
     def kill(self) -> None:
@@ -99,7 +102,7 @@ class Guest(SshHost, ZfsHost):
                 start_new_session=True,
             )
             while self._master.poll() is None:
-                if (self.folder / "mux").exists():
+                if (self.connection).exists():
                     return
                 time.sleep(0.02)
             assert self._master.stderr is not None
@@ -113,11 +116,11 @@ class Guest(SshHost, ZfsHost):
             self._master.terminate()
             self._master.communicate()
             self._master = None
-        (self.folder / "mux").unlink(missing_ok=True)
+        (self.connection).unlink(missing_ok=True)
 
     def _ssh(self) -> list[str]:
         options = {
-            "ControlPath": self.folder / "mux",
+            "ControlPath": self.connection,
             "IdentitiesOnly": "yes",
             "UserKnownHostsFile": self._known,
             "StrictHostKeyChecking": "yes",
@@ -151,6 +154,15 @@ class Guest(SshHost, ZfsHost):
 
     def run_tests(self, *words: str, limit: float) -> subprocess.CompletedProcess[str]:
         """Run pytest in the machine, on its own ZFS, with this checkout's tests."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            packing = _Packing(tar)
+            packing.tree(REPOSITORY / "tests", f"{_CHECKOUT}/tests")
+            packing.tree(REPOSITORY / "pyproject.toml", f"{_CHECKOUT}/pyproject.toml")
+            for name in _TESTS:
+                packing.distribution(name, _SITE)
+        unpack = [*self._ssh(), "root@127.0.0.1", "tar -C / -xf -"]
+        subprocess.run(unpack, input=packed.getvalue(), check=True)
         line = shlex.join(["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--kernel-zfs", *words])
         return self.try_sh(f"cd /{_CHECKOUT} && CI=1 PYTHONPATH=/{_SITE} {line}", limit)
 
@@ -197,7 +209,7 @@ class Guest(SshHost, ZfsHost):
             self.sh(f"printf %s {shlex.quote(text)} > {path}; chmod 755 {path}")
 
     def scratch(self, folder: Path) -> Path:
-        return Path(self.sh("mktemp -d /tmp/test-XXXXXX").strip())
+        return Path(self.sh("found=$(mktemp -d /tmp/test-XXXXXX); chmod 777 $found; echo $found").strip())
 
     def read_text(self, path: Path) -> str:
         return self.sh(f"cat {shlex.quote(str(path))} 2> /dev/null || true")
@@ -215,14 +227,19 @@ class Guest(SshHost, ZfsHost):
             packed.text("home/reader/.ssh/authorized_keys", Path(f"{self._key}.pub").read_text(), 0o644)
             packed.text("etc/ssh/ssh_host_ed25519_key", (self.folder / "host_key").read_text(), 0o600)
             packed.folder(_AGENTS, 0o1777)
-            for name in ("protocol", "dsg_remote_agent", "tests"):
+            # Its clock and its randomness are those of the saved state, until it is told better.
+            packed.text("etc/start/now", f"{time.time():.3f}", 0o644)
+            packed.text("etc/start/seed", secrets.token_hex(64), 0o600)
+            for name in ("protocol", "dsg_remote_agent"):
+                # Each of its agents would do so, and slowly.
+                compileall.compile_dir(REPOSITORY / name, quiet=2)
                 packed.tree(REPOSITORY / name, f"{_CHECKOUT}/{name}")
-            packed.tree(REPOSITORY / "pyproject.toml", f"{_CHECKOUT}/pyproject.toml")
-            for name in _DISTRIBUTIONS:
+            for name in _AGENT:
                 packed.distribution(name, _SITE)
             launcher = LAUNCHER.format(agents=f"/{_AGENTS}", python=_PYTHON, folders=f"/{_CHECKOUT}:/{_SITE}")
             for name, text in {"dsg-remote-agent": launcher, **self._programs}.items():
                 packed.text(f"usr/local/bin/{name}", text, 0o755)
+        fill(self._files)
 
 
 class _Packing:
