@@ -216,7 +216,7 @@ class Scene:
     @property
     def near(self) -> bool:
         """Whether the agent is a child process, with no SSH in between."""
-        return not self.world.address.startswith("data-host:")
+        return not self.world.address.rpartition("@")[2].startswith("data-host:")
 
     # What is tried
 

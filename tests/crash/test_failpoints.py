@@ -66,7 +66,15 @@ def came_to(scene: Scene, row: StepRow, ended: Ended) -> bool:
 
 
 def settled(scene: Scene, then: str, said: set[Verdict], expected: bool | None) -> None:
-    """Run the next command, and hold what was said, what is said and what the table says to the verdict."""
+    """As :func:`settles`; then all goes on from there."""
+    scene.goes_on(settles(scene, then, said, expected))
+
+
+def settles(scene: Scene, then: str, said: set[Verdict], expected: bool | None) -> Verdict:
+    """Run the next command, and hold what was said, what is said and what the table says to the verdict.
+
+    Returns what there is now.
+    """
     waiting = pending(scene.who.folder)
     if then == "status":
         looks_only(scene, waiting)
@@ -95,7 +103,7 @@ def settled(scene: Scene, then: str, said: set[Verdict], expected: bool | None) 
     assert verdict in said, f"the broken command said {said}, and it is {verdict}"
     if expected is not None:
         assert (verdict == "after") == expected, "the table says otherwise"
-    scene.goes_on("after" if then == "sync" else verdict)
+    return "after" if then == "sync" else verdict
 
 
 def looks_only(scene: Scene, waiting: tuple[str, str] | None) -> None:
@@ -125,6 +133,11 @@ def test_killed(row: StepRow, then: str, near: bool, base: World, near_base: Wor
 
 def kill_at(scene: Scene, row: StepRow, then: str) -> None:
     """One side dies at a step; then the next command settles it."""
+    settled(scene, then, die_at(scene, row), row.committed)
+
+
+def die_at(scene: Scene, row: StepRow) -> set[Verdict]:
+    """One side dies at a step, to which it must come; what was said has become of the sync."""
     ended = stop_at(scene, row, "kill", "sync", "--json")
     if row.side is Side.LOCAL:
         assert ended.status == -signal.SIGKILL
@@ -134,7 +147,7 @@ def kill_at(scene: Scene, row: StepRow, then: str) -> None:
         assert ended.status == (0 if row.committed else 6), ended
     if row.row <= 7 and row.side is Side.LOCAL:
         assert scene.untouched_here(), "L or C changed before the decision"
-    settled(scene, then, said, row.committed)
+    return said
 
 
 # Errors

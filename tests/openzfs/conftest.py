@@ -10,9 +10,10 @@ import pytest
 from tests.crash.scene import FULL
 from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest, openzfs_guest
+from tests.openzfs.rounds import QuickWorld, Rounds
 
 # What takes minutes: make test-openzfs FULL=1
-collect_ignore = [] if FULL else ["test_holders.py", "test_inside.py", "test_scripts.py"]
+collect_ignore = [] if FULL else ["test_holders.py", "test_inside.py"]
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +32,10 @@ def people(guest: Guest) -> ZfsPeople:
 @pytest.fixture
 def world(people: ZfsPeople, tmp_path: Path) -> ZfsWorld:
     """A world with no repository and nobody in it yet."""
-    return ZfsWorld(people, tmp_path)
+    return QuickWorld(people, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def rounds(guest: Guest, people: ZfsPeople, tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """The repository that one crash after the other happens to."""
+    return Rounds(guest, lambda: QuickWorld(people, tmp_path_factory.mktemp("rounds")))

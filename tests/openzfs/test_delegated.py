@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from protocol.transaction import Step, StepRow
+from tests.crash.scene import FULL
+from tests.crash.test_failpoints import die_at, name_of
 from tests.e2e.oracle import File
 from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest
+from tests.openzfs.rounds import REMOTE, Rounds, dealt, goes_on
 
 pytestmark = pytest.mark.needs("sudo")
 
 ACCOUNT = "agent"
+# Where every run kills its agent: with something to undo, all prepared, decided, and all but published.
+SHORT = (Step.REMOTE_BEGUN, Step.REMOTE_PREPARED, Step.REMOTE_DECIDED, Step.REMOTE_APPLIED)
 
 
 class DelegatedWorld(ZfsWorld):
@@ -46,32 +52,45 @@ def world(account: None, people: ZfsPeople, tmp_path: Path) -> Iterator[Delegate
     yield DelegatedWorld(people, tmp_path)
 
 
-def set_up(guest: Guest, world: DelegatedWorld) -> list[str]:
-    """Run what the doctor prints until it finds all well; the names of what was missing."""
-    sam = world.client("sam")
-    ended = sam.dsg("doctor", "--json", world.address)
+def cured(guest: Guest, world: DelegatedWorld) -> list[str]:
+    """Run what the doctor prints; the names of what was missing."""
+    ended = world.client("sam").dsg("doctor", "--json", world.address)
     bad = [check for check in ended.document["checks"] if not check["ok"]]
     for check in bad:
         guest.sh(f"set -e\n{check['cure']}")
-    ended = sam.dsg("doctor", "--json", world.address)
-    assert ended.status == 0, ended
     return [check["name"].removeprefix("server: ") for check in bad]
+
+
+@pytest.fixture(scope="module")
+def rounds(
+    guest: Guest, account: None, people: ZfsPeople, tmp_path_factory: pytest.TempPathFactory
+) -> Rounds:
+    """A repository of that account, which one thing after the other happens to."""
+
+    def made() -> DelegatedWorld:
+        world = DelegatedWorld(people, tmp_path_factory.mktemp("rounds"))
+        cured(guest, world)
+        return world
+
+    return Rounds(guest, made)
 
 
 def test_from_nothing_to_syncs(guest: Guest, world: DelegatedWorld) -> None:
     refused = world.client("eve").dsg("init", world.address)
     assert refused.status == 14 and f"zfs allow -u {ACCOUNT} " in refused.err, refused
     assert world.zfs.datasets(world.root) == []
-    missing = set_up(guest, world)
+    missing = cured(guest, world)
     assert missing == ["delegation", "dsg-zfs-mount", "its configuration", "sudo", "folders"]
+    healthy = world.clients["sam"].dsg("doctor", "--json", world.address)
+    assert healthy.status == 0, healthy
     ann = world.init("ann")
-    for n in range(3):
+    for n in range(2):
         ann.put_all({"input/a": File(b"%d" % n), f"input/f{n}": File(b"x" * 5000)})
         ann.must("sync", "-m", f"number {n}")
         world.settled()
     bob = world.clone("bob")
     assert bob.local() == ann.local() == world.remote().check().live
-    head = f"{world.dataset}/g3"
+    head = f"{world.dataset}/g2"
     told = guest.sh(f"zfs get -H -o value origin,mounted,readonly {head}; stat -c %U {world.repository}/.")
     assert told.split() == ["-", "yes", "off", ACCOUNT]
     assert guest.sh(f"stat -c '%U %a' {world.root.folder}/.gen/repo").split()[0] == "root"
@@ -84,46 +103,28 @@ def test_from_nothing_to_syncs(guest: Guest, world: DelegatedWorld) -> None:
     world.settled()
 
 
-def test_killed_before_and_after_the_decision(guest: Guest, world: DelegatedWorld) -> None:
-    set_up(guest, world)
-    ann = world.init("ann")
-    ann.put_all({"input/a": File(b"1")})
-    ann.must("sync")
-    for step, committed in (("remote-prepared", False), ("remote-checked", False), ("remote-decided", True)):
-        ann.write("input/a", step.encode())
-        ann.variables["DSG_AGENT_COMMAND"] = f"env DSG_FAILPOINTS={step}=kill dsg-remote-agent"
-        ended = ann.sync()
-        del ann.variables["DSG_AGENT_COMMAND"]
-        assert ended.status == (0 if committed else 6), ended
-        ann.must("recover")
-        ann.must("sync")
-        world.settled()
-        assert world.remote().check().live == ann.local()
+@pytest.mark.parametrize(
+    ("row", "then"), dealt(REMOTE if FULL else [row for row in REMOTE if row.step in SHORT]), ids=name_of
+)
+def test_killed(row: StepRow, then: str, rounds: Rounds) -> None:
+    with rounds.another() as scene:
+        goes_on(scene, row, then, die_at(scene, row))
 
 
-def test_an_agent_that_lacks_one_thing(guest: Guest, world: DelegatedWorld) -> None:
-    set_up(guest, world)
-    ann = world.init("ann")
-    ann.put_all({"input/a": File(b"1")})
-    ann.must("sync")
-    world.settled()
-    before = guest.sh(f"zfs list -H -r -t all -o name {world.root.dataset}")
-    ann.write("input/a", b"2")
-    for take, give in (
-        ("mv /etc/sudoers.d/dsg-zfs-mount /root/kept", "mv /root/kept /etc/sudoers.d/dsg-zfs-mount"),
-        (
-            f"zfs unallow -u {ACCOUNT} clone {world.root.dataset}",
-            f"zfs allow -u {ACCOUNT} clone {world.root.dataset}",
-        ),
-        (
-            f"zfs allow -u {ACCOUNT} mountpoint {world.root.dataset}",
-            f"zfs unallow -u {ACCOUNT} mountpoint {world.root.dataset}",
-        ),
-    ):
-        guest.sh(take)
-        ended = ann.sync()
-        guest.sh(give)
-        assert ended.status == 14, (take, ended)
-        assert guest.sh(f"zfs list -H -r -t all -o name {world.root.dataset}") == before, take
-    ann.must("sync")
-    world.settled()
+def test_an_agent_that_lacks_one_thing(guest: Guest, rounds: Rounds) -> None:
+    with rounds.another() as scene:
+        assert isinstance(scene.world, DelegatedWorld)
+        root = scene.world.root.dataset
+        before = guest.sh(f"zfs list -H -r -t all -o name {root}")
+        for take, give in (
+            ("mv /etc/sudoers.d/dsg-zfs-mount /root/kept", "mv /root/kept /etc/sudoers.d/dsg-zfs-mount"),
+            (f"zfs unallow -u {ACCOUNT} clone {root}", f"zfs allow -u {ACCOUNT} clone {root}"),
+            (f"zfs allow -u {ACCOUNT} mountpoint {root}", f"zfs unallow -u {ACCOUNT} mountpoint {root}"),
+        ):
+            guest.sh(take)
+            ended = scene.who.sync()
+            left = guest.sh(f"{give}; zfs list -H -r -t all -o name {root}")
+            assert ended.status == 14, (take, ended)
+            assert left == before, take
+        scene.who.must("sync")
+        assert scene.verdict() == "after"

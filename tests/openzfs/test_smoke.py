@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from tests.e2e.oracle import File, digests
-from tests.e2e.zfs import ZfsWorld
+from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest
+
+
+@pytest.fixture
+def world(people: ZfsPeople, tmp_path: Path) -> ZfsWorld:
+    """Everybody makes a connection of their own for every command, as people do."""
+    return ZfsWorld(people, tmp_path)
 
 
 def test_from_nothing_to_two_people_in_step(guest: Guest, world: ZfsWorld) -> None:
