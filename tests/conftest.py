@@ -12,6 +12,7 @@
   one is missing the test is skipped with the command that provides it; in CI
   (``CI`` is set) it fails instead, as does any test skipped with a reason
   that names an install command.
+* A test in which zfs-fuse itself dies is run again: :mod:`tests.rerun`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+from tests import rerun
 
 if TYPE_CHECKING:
     from tests.hosts.zfs_host import ZfsHost
@@ -81,6 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs(*programs): programs that the test cannot do without; 'root': its rights; 'kernel-zfs': what "
         "only tests/openzfs has",
     )
+    config.pluginmanager.register(rerun)
     # A shell without job control starts what it puts in the background with Ctrl-C ignored, and every
     # program that the tests start would inherit that.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -157,6 +161,7 @@ def zfs_host(request: pytest.FixtureRequest) -> Iterator[ZfsHost]:
     from tests.hosts.zfs_fuse import zfs_fuse
 
     with zfs_fuse() as host:
+        request.config.stash[rerun.DAEMON] = host
         yield host
 
 

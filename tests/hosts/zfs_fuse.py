@@ -40,6 +40,14 @@ _MNT_DETACH = 2  # <sys/mount.h>
 _POOL_BYTES = 8 << 30  # sparse
 _COVERED = ("/run/zfs", "/run/lock/zfs", "/var/lib/zfs")
 _LIMIT = 30.0
+# Leave a program running that is waited for by nobody but its log: print its id, and log how it ended.
+_RUN = """(
+    "$@" >&2 &
+    echo $!
+    exec >&2
+    wait $!
+    echo "ended with status $?"
+) &"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -121,7 +129,7 @@ class ZfsFuse(LocalZfs):
             again = self._image.exists()
             # By way of a shell that ends: tests that look at their own children shall not meet it.
             started = subprocess.run(
-                ["sh", "-c", '"$@" >&2 & echo $!', "sh", program, "--no-daemon", "--no-kstat-mount"],
+                ["sh", "-c", _RUN, "sh", program, "--no-daemon", "--no-kstat-mount"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -146,15 +154,32 @@ class ZfsFuse(LocalZfs):
         """SIGKILL: what was not flushed is lost, as in a power cut."""
         assert self.pid is not None
         os.kill(self.pid, signal.SIGKILL)
+        self._wait_for_threads()
+        self.pid = None
+
+    def _wait_for_threads(self) -> None:
         # Its first thread may have ended before the others, who still have the pool and the mounts.
+        assert self.pid is not None
         while state_of(self.pid) or len(_threads(self.pid)) > 1:
             time.sleep(0.01)
+
+    def died(self) -> str | None:
+        """The last words of a daemon that ended though nobody killed it; None if it runs, or was killed."""
+        if self.pid is None or state_of(self.pid):
+            return None
+        self._wait_for_threads()
+        return (self.folder / "daemon.log").read_text(errors="replace")[-2000:] or "it said nothing"
+
+    def restart(self) -> None:
+        """Begin with a new daemon, and the same pool, after it :meth:`died`."""
         self.pid = None
+        self.start()
 
     def stop(self) -> None:
         """End everything. Whoever still has a descriptor in the pool gets errors from it."""
         if self.pid is not None:
-            self.kill()
+            with contextlib.suppress(ProcessLookupError):  # it died
+                self.kill()
         if self._namespace >= 0:
             with self.entered():
                 self._forget_mounts()
