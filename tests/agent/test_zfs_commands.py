@@ -74,6 +74,8 @@ def test_what_a_sync_asks_of_zfs(repo: ZfsSpot, wrapper: ZfsWrapper) -> None:
         *("promote", "inherit", "unmount", "set", "destroy"),
     ]
     assert not [words for words in commands if forbidden(words)]
+    # Each look at the datasets is a process, and the opening's is one and the question for what ZFS lacks.
+    assert [words[0] for words in commands].count("get") <= 8, commands
     assert len(commands) < 30, commands
     repo.check_clean()
 

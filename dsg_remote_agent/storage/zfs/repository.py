@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from dsg_remote_agent.lock import Held, take
 from dsg_remote_agent.storage.base import Claim, Features, Notice, Outcome
@@ -24,7 +25,7 @@ from dsg_remote_agent.storage.zfs.site import Site, View
 from dsg_remote_agent.storage.zfs.standing import Standing
 from dsg_remote_agent.storage.zfs.survey import Survey, take_survey
 from dsg_remote_agent.storage.zfs.transaction import ZfsTransaction
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, DsgError
 from protocol.messages import OutsideChanges
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
@@ -54,27 +55,36 @@ class ZfsRepository:
         survey = take_survey(zfs, dataset)
         self.site = Site(zfs, dataset, survey.folder, open_outer(survey), now, failpoints, machine)
         self.repo_id = survey.repo_id
+        self._opened: Survey | None = survey  # until the head is first asked for, which is at once
         try:
-            _, view, _ = self.site.head(known=survey)
+            self._opened, view, _ = self.site.head(known=survey)
             with view:
                 self.algorithm = view.place.marker.algorithm
         except BaseException:
             self.site.outer.close()
             raise
         self._ahead: Look | None = None
+        self._settings: str | None = None
 
     @property
     def settings(self) -> str:
-        _, view, _ = self.site.head()
-        with view:
-            return read_settings(view.tree, self.site.shown)
+        if self._settings is None:
+            _, view, _ = self.site.head()
+            with view:
+                self._settings = read_settings(view.tree, self.site.shown)
+        return self._settings
 
     def close(self) -> None:
         self.site.outer.close()
 
     def head(self) -> tuple[bytes, SnapshotRecord, bool]:
-        survey, view, head = self.site.head()
-        view.close()
+        known, self._opened = self._opened, None
+        survey, view, head = self.site.head(known=known)
+        with view:
+            if self._settings is None:
+                # They are those of init, and whoever opens a repository asks for them next.
+                with suppress(DsgError, OSError):
+                    self._settings = read_settings(view.tree, self.site.shown)
         # What a crash may have left to be done: the link behind, or a head that nobody can write to.
         current = survey.current()
         return head.raw, head.record, current.read_only or not is_current(self.site, current.number)
@@ -103,10 +113,11 @@ class ZfsRepository:
 
     def examine(self, tick: Callable[[], None]) -> None:
         self._ahead = None
-        survey, view, _ = self.site.head()
+        if "written" not in self.site.zfs.lacking:
+            return  # it tells by itself
+        _, view, _ = self.site.head()
         with view:
-            if survey.current().written is None:
-                self._ahead = look_ahead(view.place, tick)
+            self._ahead = look_ahead(view.place, tick)
 
     def recover(self, claim: Claim) -> list[str]:
         with self._take(claim) as held:

@@ -85,9 +85,9 @@ class Site(Value):
         """The path of the link that people use."""
         return link_path(self.folder, self.dataset.rpartition("/")[2])
 
-    def survey(self) -> Survey:
-        """The datasets as they are now."""
-        return take_survey(self.zfs, self.dataset)
+    def survey(self, *, exact: bool = False) -> Survey:
+        """The datasets as they are now; see :func:`take_survey`."""
+        return take_survey(self.zfs, self.dataset, exact=exact)
 
     def name_of(self, number: int) -> str:
         """The dataset of generation ``number``."""
@@ -118,10 +118,10 @@ class Site(Value):
     def head(self, lock: int | None = None, known: Survey | None = None) -> tuple[Survey, View, Head]:
         """The head, opened; close the view. Without a lock it may be replaced meanwhile: then the new one.
 
-        ``known``: a survey just made, to be tried first.
+        ``known``: a survey just made, to be tried first. With a lock, the survey is exact.
         """
         for left in reversed(range(_TRIES)):
-            survey, known = known or self.survey(), None
+            survey, known = known or self.survey(exact=lock is not None), None
             value = required_head(survey)
             try:
                 view = self.view(survey.current(), lock)

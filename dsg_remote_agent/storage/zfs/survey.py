@@ -38,7 +38,8 @@ class Generation(NamedTuple):
     ``txid`` and ``seq``: of the transaction that made it, as its own
     properties say; '' and -1 when they say nothing. ``read_only``: by its own
     property. ``written``: whether anything was written since its newest
-    snapshot, None when this ZFS cannot tell. ``used``: the bytes that it shares
+    snapshot, of the head in a survey that is ``exact`` since its own one; None
+    when this ZFS cannot tell. ``used``: the bytes that it shares
     with no origin. ``unadopted``: its snapshot holds changes made outside DSG
     that its manifest does not have yet.
     """
@@ -103,8 +104,11 @@ class Survey(Value):
         return found
 
 
-def take_survey(zfs: Zfs, dataset: str) -> Survey:
-    """Look at ``dataset``. ConfigError when it is no repository, RemoteStorageError when it is not seen."""
+def take_survey(zfs: Zfs, dataset: str, *, exact: bool = False) -> Survey:
+    """Look at ``dataset``. ConfigError when it is no repository, RemoteStorageError when it is not seen.
+
+    ``exact``: for who must know whether the head was written to, which is a command more.
+    """
     rows = _read(zfs, dataset)
     own = rows.pop(dataset, {})
     repo_id, format_ = _local(own, "dsg:repo-id"), _local(own, "dsg:format")
@@ -126,7 +130,7 @@ def take_survey(zfs: Zfs, dataset: str) -> Survey:
             readers.append(name)
     standing = HeadValue.parse(head, dataset) if head else None
     current = generations.get(standing.generation) if standing is not None else None
-    if standing is not None and current is not None and current.written is False:
+    if exact and standing is not None and current is not None and current.written is False:
         # That is since the newest snapshot, which may be anybody's.
         since = _written_since(zfs, snapshot(standing.seq), current.name)
         generations[current.number] = current._replace(written=since)

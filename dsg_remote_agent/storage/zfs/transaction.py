@@ -118,7 +118,7 @@ class ZfsTransaction(OpenTransaction):
         if not self._standing.frozen:
             self._standing.freeze(site, lock)
             if survey.current().written is not None:
-                survey = site.survey()
+                survey = site.survey(exact=True)
         self._standing.check(site, survey, self._notice)
 
     def _decide(self, prepared: SnapshotRecord) -> None:

@@ -188,8 +188,8 @@ def test_what_the_kernel_itself_writes_does_not(
     transaction, record = zfs_ground.prepare(zfs_ground.open(), {"a": b"new"})
     look = Site.survey
 
-    def surveyed(site: Site) -> Survey:
-        found = look(site)
+    def surveyed(site: Site, *, exact: bool = False) -> Survey:
+        found = look(site, exact=exact)
         found.generations[1] = found.generations[1]._replace(written=True)
         return found
 
