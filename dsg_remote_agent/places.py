@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dsg_remote_agent.roots import Roots
@@ -9,14 +10,16 @@ from dsg_remote_agent.storage.base import Repository
 from dsg_remote_agent.storage.directory import DirectoryRepository
 from dsg_remote_agent.storage.directory_init import make_repository, share_with
 from dsg_remote_agent.storage.layout import Marker
-from protocol.messages import InitRepo
+from protocol.errors import UsageError
+from protocol.messages import InitRepo, TakeDataset
+from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.tree.posix import PosixTree
 
 if TYPE_CHECKING:
     from dsg_remote_agent.dispatch import Agent
 
-__all__ = ["is_dataset", "make_at", "open_at", "resolve", "unusual_at"]
+__all__ = ["is_dataset", "make_at", "open_at", "resolve", "take_at", "unusual_at"]
 
 _ZFS = "zfs:"
 
@@ -77,6 +80,27 @@ def make_at(agent: Agent, resolved: str, request: InitRepo) -> SnapshotRecord:
         return make_repository(tree, resolved, marker, request.user, request.host, request.settings)
     finally:
         tree.close()
+
+
+def take_at(
+    agent: Agent, resolved: str, request: TakeDataset, tick: Callable[[], None]
+) -> tuple[SnapshotRecord, tuple[str, ...]]:
+    """Take a dataset over as the repository that a client asks for; the record of its s0, and notes."""
+    if not is_dataset(resolved):
+        raise UsageError(
+            f"{escape(resolved)} is a folder, and only a dataset can be taken over as a repository",
+            hint="write zfs:POOL/…/NAME for the repository",
+        )
+    from dsg_remote_agent.storage.layout import ZFS
+    from dsg_remote_agent.storage.zfs.command import Zfs
+    from dsg_remote_agent.storage.zfs.taking import Wish, take_dataset
+
+    source = request.source.removeprefix(_ZFS)
+    agent.policy.roots.check_dataset(source)
+    marker = Marker(request.repo_id, request.algorithm, agent.now(), ZFS)
+    dataset = resolved.removeprefix(_ZFS)
+    wish = Wish(dataset, source, marker, request.user, request.host, request.settings, request.group)
+    return take_dataset(Zfs.find(agent.note_command), wish, tick, agent.notice)
 
 
 def unusual_at(resolved: str) -> tuple[str, ...]:

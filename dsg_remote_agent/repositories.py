@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dsg_remote_agent.call import Call
 from dsg_remote_agent.dispatch import MOST_REPOSITORIES, Agent, Opened, answers, few
 from dsg_remote_agent.doctor import examine_server
-from dsg_remote_agent.places import make_at, open_at, resolve, unusual_at
+from dsg_remote_agent.places import make_at, open_at, resolve, take_at, unusual_at
 from dsg_remote_agent.storage.base import SnapshotReader, Wanted
 from protocol.compress import Compressor
 from protocol.errors import IntegrityError, OutsideChangeError, RemoteProtocolError
@@ -31,6 +31,7 @@ from protocol.messages import (
     RepoInitialized,
     RepoOpened,
     SnapshotFound,
+    TakeDataset,
     to_wire,
 )
 from protocol.paths import escape
@@ -81,6 +82,13 @@ def init_repository(agent: Agent, call: Call, request: InitRepo) -> None:
     record = make_at(agent, resolved, request)
     notes = unusual_at(resolved)
     call.respond(to_wire(RepoInitialized(head=record.to_bytes(), notes=notes)))
+
+
+@answers(TakeDataset)
+def take_dataset(agent: Agent, call: Call, request: TakeDataset) -> None:
+    resolved = resolve(agent.policy.roots, request.path)
+    record, notes = take_at(agent, resolved, request, call.check)
+    call.respond(to_wire(RepoInitialized(head=record.to_bytes(), notes=few([*notes, *unusual_at(resolved)]))))
 
 
 @answers(GetManifest)

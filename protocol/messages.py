@@ -78,6 +78,7 @@ __all__ = [
     "SnapshotFound",
     "SnapshotState",
     "StockFound",
+    "TakeDataset",
     "Upload",
     "Uploaded",
     "method",
@@ -149,6 +150,23 @@ class InitRepo(Message):
     """
 
     path: str = fields.server_path()
+    repo_id: str = fields.identifier()
+    algorithm: str = fields.word()
+    group: str = fields.text(255)
+    user: str = fields.text(200)
+    host: str = fields.text(255)
+    settings: str = fields.text(16000)
+
+
+@method("repo.take", Role.ADMIN, RepoInitialized)
+class TakeDataset(Message):
+    """Make the dataset ``source`` with its files s0 of a new repository at ``path``, which is a dataset too.
+
+    ``head`` of the answer is not empty then. The rest as for ``repo.init``.
+    """
+
+    path: str = fields.server_path()
+    source: str = fields.server_path()
     repo_id: str = fields.identifier()
     algorithm: str = fields.word()
     group: str = fields.text(255)

@@ -102,32 +102,45 @@ def make_repository(
     return record
 
 
-def first_record(marker: Marker, user: str, host: str) -> SnapshotRecord:
-    """The record of the empty snapshot s0."""
+def first_record(
+    marker: Marker, user: str, host: str, manifest: Manifest | None = None, size: int = 0
+) -> SnapshotRecord:
+    """The record of the snapshot s0: empty, or with the files of ``manifest``, ``size`` bytes in all."""
+    manifest = manifest or Manifest.from_entries([], marker.algorithm)
     return SnapshotRecord(
         repo_id=marker.repo_id,
         seq=0,
-        manifest=Manifest.from_entries([], marker.algorithm).digest,
+        manifest=manifest.digest,
         parent="",
         txid="",
         user=user,
         host=host,
         time=marker.created,
         message="",
-        entries=0,
-        size=0,
-        added=0,
+        entries=len(manifest),
+        size=size,
+        added=len(manifest),
         changed=0,
         deleted=0,
     )
 
 
-def fill_area(tree: PosixTree, area: str, marker: Marker, record: SnapshotRecord, settings: str) -> None:
-    """Fill the empty folder ``area`` with what every repository's ``.dsg`` holds; not flushed."""
+def fill_area(
+    tree: PosixTree,
+    area: str,
+    marker: Marker,
+    record: SnapshotRecord,
+    settings: str,
+    manifest: Manifest | None = None,
+) -> None:
+    """Fill the empty folder ``area`` with what every repository's ``.dsg`` holds; not flushed.
+
+    ``manifest``: that of s0 when it is not empty.
+    """
     for folder in (RECORDS, MANIFESTS, STAGING, TMP):
         tree.make_folders(_in(area, folder))
-    empty = Manifest.from_entries([], marker.algorithm)
-    write_blocks(tree, _in(area, manifest_path(0)), [empty.to_bytes()])
+    manifest = manifest or Manifest.from_entries([], marker.algorithm)
+    write_blocks(tree, _in(area, manifest_path(0)), [manifest.to_bytes()])
     for path, content in (
         (record_path(0), record.to_bytes()),
         (HEAD, head_bytes(record, record.digest)),

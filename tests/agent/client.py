@@ -27,6 +27,7 @@ from protocol.messages import (
     InitRepo,
     OpenRepo,
     Prepare,
+    TakeDataset,
     Upload,
     parse_result,
     request_wire,
@@ -110,6 +111,7 @@ class Client:
         self.input, self.output = self.process.stdin.fileno(), self.process.stdout.fileno()
         os.set_blocking(self.input, False)
         self.notices: list[str] = []
+        self.notes: tuple[str, ...] = ()
         self._events: list[Any] = []
         self._bodies: dict[int, list[bytes]] = {}
         self.handle = 0
@@ -239,6 +241,23 @@ class Client:
                 settings='{"name": "x"}',
             )
         )
+        return SnapshotRecord.from_bytes(done.head)
+
+    def take(self, path: str, source: str, *, group: str = "", repo_id: str = REPO_ID) -> SnapshotRecord:
+        """Have the dataset ``source`` taken over as a repository; the record of s0, and ``notes``."""
+        done = self.call(
+            TakeDataset(
+                path=path,
+                source=source,
+                repo_id=repo_id,
+                algorithm="sha256",
+                group=group,
+                user="ann",
+                host="laptop",
+                settings='{"name": "x"}',
+            )
+        )
+        self.notes = done.notes
         return SnapshotRecord.from_bytes(done.head)
 
     def open(self, path: Path | str) -> SnapshotRecord:

@@ -144,7 +144,8 @@ def test_roles(tmp_path: Path) -> None:
     ]
 
     assert sorted(name for name, row in METHODS.items() if row.role is Role.READ) == sorted(reads)
-    assert [name for name, row in METHODS.items() if row.role is Role.ADMIN] == ["repo.init", "repo.prune"]
+    admin = [name for name, row in METHODS.items() if row.role is Role.ADMIN]
+    assert admin == ["repo.init", "repo.take", "repo.prune"]
     with Client("--role", "read") as client:
         client.open(repo)
         for request in (
@@ -160,6 +161,8 @@ def test_roles(tmp_path: Path) -> None:
         client.begin(TXID, base)
         with pytest.raises(NotPermittedError, match="'write'"):
             client.init(tmp_path / "other")
+    with Client("--role", "write") as client, pytest.raises(NotPermittedError, match="'write'"):
+        client.take("zfs:pool/dsg/other", "pool/other")
     with Client("--role", "write") as client:
         client.open(repo)
         with pytest.raises(NotPermittedError, match="'write'"):

@@ -131,6 +131,36 @@ def test_an_account_recovers(
     place.check_clean()
 
 
+def test_what_root_renamed_is_taken_over(
+    server: Delegation, agent: Callable[..., Client], zfs_host: ZfsFuse
+) -> None:
+    """An account that may not rename gets root's commands, and goes on when they have been run."""
+    place = spot(zfs_host, server.root)
+    folder = server.root.folder.with_name(f"{server.root.folder.name}-data")
+    old = f"{zfs_host.pool}/{folder.name}"
+    zfs_host.zfs("create", "-o", f"mountpoint={folder}", "-o", "canmount=noauto", old)
+    zfs_host.attempt("zfs", "mount", old)
+    (folder / "d").mkdir()
+    for path, content in FIRST.items():
+        (folder / path).write_bytes(content)
+    before = zfs_host.zfs("list", "-H", "-r", "-t", "all", "-o", "name", zfs_host.pool)
+    with agent() as client, pytest.raises(NotPermittedError, match="cannot rename") as caught:
+        client.take(place.address, old)
+    assert zfs_host.zfs("list", "-H", "-r", "-t", "all", "-o", "name", zfs_host.pool) == before
+    assert f"zfs rename {old} {server.root.dataset}/repo/g0" in caught.value.hint
+    # zfs-fuse calls a file system busy for a moment after it was unmounted.
+    patient = 'zfs() { for n in 1 2 3 4 5; do command zfs "$@" && return; sleep 1; done; return 1; }'
+    zfs_host.run("sh", "-ec", f"PATH=$PATH:/usr/sbin:/sbin\n{patient}\n{caught.value.hint}")
+    with agent() as client:
+        assert client.take(place.address, old).entries == len(FIRST)
+        client.open(place.address)
+        client.sync("tx-taken-0001", {"a": b"changed"})
+    assert tree_of(folder) == {**FIRST, "a": b"changed"}
+    assert os.readlink(folder) == str(place.folder)
+    place.check_clean()
+    folder.unlink()
+
+
 # What is missing
 
 

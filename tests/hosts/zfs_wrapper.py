@@ -19,7 +19,7 @@ if [ -e {folder}/busy-$1 ]; then echo "cannot $1 '$2': dataset is busy" >&2; exi
 if [ -e {folder}/fails-$n ]; then cat {folder}/fails-$n >&2; exit 1; fi
 {zfs} "$@"
 status=$?
-if [ -e {folder}/after-$n ]; then kill -9 $PPID; fi
+if [ -e {folder}/after-$n ] || [ -e {folder}/kill-$1 ]; then kill -9 $PPID; fi
 if [ -e {folder}/lies-$n ]; then cat {folder}/lies-$n >&2; exit 1; fi
 exit $status
 """
@@ -58,6 +58,10 @@ class ZfsWrapper:
         """Let every such command find its dataset busy from now on."""
         (self.folder / f"busy-{command}").touch()
 
+    def kill_after(self, command: str) -> None:
+        """Kill the agent after every such command from now on."""
+        (self.folder / f"kill-{command}").touch()
+
     def free(self) -> None:
         """Nothing is busy any more."""
         for old in self.folder.glob("busy-*"):
@@ -68,11 +72,24 @@ class ZfsWrapper:
         return [line.split() for line in (self.folder / "log").read_text().splitlines()]
 
 
-def forbidden(words: list[str]) -> bool:
-    """Whether a command could destroy more than the one thing that it names, or does so by force."""
+def forbidden(words: list[str], taking: str = "") -> bool:
+    """Whether a command could destroy more than the one thing that it names, or does so by force.
+
+    ``taking``: the dataset that is taken over as a repository: it may be
+    renamed and unmounted, and neither it nor what it became may be destroyed.
+    """
     flags = "".join(word for word in words[1:] if word.startswith("-"))
     if words[0] == "destroy":
-        return bool(flags) or "%" in words[-1] or "," in words[-1]
+        return (
+            bool(flags) or "%" in words[-1] or "," in words[-1] or (bool(taking) and _is_taken(words, taking))
+        )
+    if words[0] == "rename" and taking:
+        return len(words) != 3 or words[1] != taking or not words[2].endswith("/g0")
     if words[0] in ("unmount", "umount", "rollback", "rename", "upgrade"):
         return words[0] != "unmount" or bool(flags)
     return False
+
+
+def _is_taken(words: list[str], taking: str) -> bool:
+    dataset, _, snapshot = words[-1].partition("@")
+    return dataset == taking or (dataset.endswith("/g0") and snapshot != "s0")

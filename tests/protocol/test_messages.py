@@ -50,6 +50,7 @@ def test_the_table_is_what_the_document_says() -> None:
     assert table == {
         "repo.open": ("read", "none", "none"),
         "repo.init": ("admin", "none", "none"),
+        "repo.take": ("admin", "none", "none"),
         "repo.manifest": ("read", "none", "manifest"),
         "repo.records": ("read", "none", "none"),
         "repo.snapshot": ("read", "none", "manifest"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dsg_remote_agent.storage.zfs.survey import Generation
 from protocol.paths import escape
 
-__all__ = ["holders"]
+__all__ = ["holders", "users"]
 
 
 def holders(generations: Iterable[Generation]) -> list[str]:
@@ -16,9 +16,14 @@ def holders(generations: Iterable[Generation]) -> list[str]:
 
     By a file, folder or root in it; or by its name: ``zfs send`` opens no file, and says what it sends.
     """
-    found = list(generations)
-    below = tuple(generation.mountpoint.rstrip("/") for generation in found if generation.mountpoint)
-    names = frozenset(generation.name for generation in found)
+    return users((generation.name, generation.mountpoint) for generation in generations)
+
+
+def users(datasets: Iterable[tuple[str, str]]) -> list[str]:
+    """The same for datasets with their mountpoints, whatever they are."""
+    found = list(datasets)
+    below = tuple(mountpoint.rstrip("/") for _, mountpoint in found if mountpoint)
+    names = frozenset(name for name, _ in found)
     try:
         pids = [name for name in os.listdir("/proc") if name.isdigit()]
     except OSError:

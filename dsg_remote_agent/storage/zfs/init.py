@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from dsg_remote_agent.storage.directory_init import fill_area, first_record, share_with
 from dsg_remote_agent.storage.layout import AREA, LOCK, TMP, Marker
@@ -17,14 +18,24 @@ from dsg_remote_agent.storage.zfs.mounts import (
 )
 from dsg_remote_agent.storage.zfs.names import GENERATIONS, HeadValue, snapshot
 from dsg_remote_agent.storage.zfs.site import CLEANING_LOCK, Site, link_path
-from dsg_remote_agent.storage.zfs.survey import take_survey
+from dsg_remote_agent.storage.zfs.survey import ORIGIN, take_survey, unfinished
 from protocol.errors import ConfigError, LockedError
 from protocol.paths import escape
 from protocol.records import SnapshotRecord
 from protocol.transaction import NoFailpoints
 from protocol.tree.posix import PosixTree
 
-__all__ = ["in_use", "make_container", "make_zfs_repository", "open_made"]
+__all__ = [
+    "Where",
+    "create_container",
+    "find_place",
+    "in_use",
+    "make_container",
+    "make_zfs_repository",
+    "open_made",
+    "properties",
+    "refuse_taken",
+]
 
 # Names that ZFS would fold, or that DSG could not tell apart: to be chosen when a dataset is made, or never.
 _FIXED = ("casesensitivity=sensitive", "normalization=none", "utf8only=off")
@@ -68,10 +79,24 @@ def make_zfs_repository(
         outer.close()
 
 
-def make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
-    """Make the dataset of the repository, or go on with one that is unfinished; its mountpoint."""
+class Where(NamedTuple):
+    """Where a new repository goes: its dataset, the one above, and the folder of its generations."""
+
+    dataset: str
+    parent: str
+    folder: str
+    own_mountpoint: bool  # the folder does not follow from what the parent has
+
+    @property
+    def link(self) -> str:
+        """The path of the link that people will use."""
+        return link_path(self.folder, self.dataset.rpartition("/")[2])
+
+
+def find_place(zfs: Zfs, dataset: str) -> Where:
+    """Where the repository ``dataset`` would go; ConfigError when there is nothing to make it below."""
     parent, name = dataset.rpartition("/")[::2]
-    above = _properties(zfs, parent, "type", "mountpoint", "readonly")
+    above = properties(zfs, parent, "type", "mountpoint", "readonly")
     if above is None or above["type"] != "filesystem":
         raise ConfigError(
             f"there is no file system {parent} on the server to make {dataset} in",
@@ -86,26 +111,41 @@ def make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
         )
     inherited = os.path.basename(mountpoint) == GENERATIONS
     folder = f"{mountpoint}/{name}" if inherited else f"{mountpoint}/{GENERATIONS}/{name}"
-    found = _properties(zfs, dataset, "dsg:format", "dsg:repo-id", "dsg:head", "mountpoint")
+    return Where(dataset, parent, folder, not inherited)
+
+
+def make_container(zfs: Zfs, dataset: str, marker: Marker) -> str:
+    """Make the dataset of the repository, or go on with one that is unfinished; its mountpoint."""
+    where = find_place(zfs, dataset)
+    found = properties(zfs, dataset, "dsg:format", "dsg:repo-id", "dsg:head", "mountpoint", ORIGIN)
+    if found is not None and found[ORIGIN] and not (found["dsg:format"] and found["dsg:head"]):
+        # There are files in it that nobody else has.
+        raise unfinished(dataset, found[ORIGIN])
     if found is not None and not found["dsg:format"]:
         raise in_use(dataset, "a dataset that is not DSG's is there")
     if found is not None and found["dsg:head"]:
         raise in_use(dataset, "a repository is there already")
-    _refuse_taken(link_path(folder, name), ours=found is not None)
-    if found is None:
-        own = ["dsg:format=1", f"dsg:repo-id={marker.repo_id}", "canmount=off", *_fixed(zfs, parent)]
-        if not inherited:
-            own.append(f"mountpoint={folder}")
-        words = [word for prop in own for word in ("-o", prop)]
-        answer = zfs.run("create", *words, dataset)
-        if not answer.good and answer.trouble is not Trouble.EXISTS:
-            raise failure(answer, dataset, "making the dataset")
-        if answer.trouble is Trouble.EXISTS:
-            return make_container(zfs, dataset, marker)
-        for prop, value in _WANTED:
-            _prefer(zfs, dataset, prop, value)
-        return folder
-    return found["mountpoint"]
+    refuse_taken(where.link, ours=found is not None)
+    if found is not None:
+        return found["mountpoint"]
+    if not create_container(zfs, where, "dsg:format=1", f"dsg:repo-id={marker.repo_id}"):
+        return make_container(zfs, dataset, marker)
+    return where.folder
+
+
+def create_container(zfs: Zfs, where: Where, *own: str) -> bool:
+    """Make the dataset of a repository with these user properties; False when it is there by now."""
+    words = ["canmount=off", *own, *_fixed(zfs, where.parent)]
+    if where.own_mountpoint:
+        words.append(f"mountpoint={where.folder}")
+    answer = zfs.run("create", *[word for prop in words for word in ("-o", prop)], where.dataset)
+    if answer.trouble is Trouble.EXISTS:
+        return False
+    if not answer.good:
+        raise failure(answer, where.dataset, "making the dataset")
+    for prop, value in _WANTED:
+        _prefer(zfs, where.dataset, prop, value)
+    return True
 
 
 def _fixed(zfs: Zfs, parent: str) -> list[str]:
@@ -115,7 +155,7 @@ def _fixed(zfs: Zfs, parent: str) -> list[str]:
     """
     if os.geteuid() == 0:
         return list(_FIXED)
-    above = _properties(zfs, parent, *(prop.partition("=")[0] for prop in _FIXED)) or {}
+    above = properties(zfs, parent, *(prop.partition("=")[0] for prop in _FIXED)) or {}
     return [prop for prop in _FIXED if above.get(prop.partition("=")[0]) != prop.partition("=")[2]]
 
 
@@ -126,7 +166,7 @@ def _prefer(zfs: Zfs, dataset: str, prop: str, value: str) -> None:
         zfs.run("set", f"{prop}={value}", dataset)
 
 
-def _properties(zfs: Zfs, dataset: str, *names: str) -> dict[str, str] | None:
+def properties(zfs: Zfs, dataset: str, *names: str) -> dict[str, str] | None:
     """Values by property ('' when unset, user properties only when local); None: no such dataset."""
     answer = zfs.run("get", "-H", "-p", "-o", "property,value,source", ",".join(names), dataset)
     if answer.trouble is Trouble.MISSING:
@@ -191,7 +231,7 @@ def _fill(
     return record
 
 
-def _refuse_taken(link: str, *, ours: bool) -> None:
+def refuse_taken(link: str, *, ours: bool) -> None:
     """ConfigError when something stands where the link is to be, or the folder for it is missing.
 
     ``ours``: an init was interrupted here; what it left is a link.

@@ -17,6 +17,8 @@ from protocol.tree.syscalls import system
 __all__ = [
     "destroy",
     "let_mount",
+    "mount",
+    "mount_table",
     "mounted_dataset",
     "open_root",
     "open_tree",
@@ -53,7 +55,7 @@ def open_root(zfs: Zfs, name: str, mountpoint: str, *, mounted: bool, lock: int 
         os.close(fd)
         fd = None
     if fd is None:
-        _mount(zfs, name, lock, shown)
+        mount(zfs, name, lock=lock, shown=shown)
         fd = os.open(mountpoint, _FOLDER)
     try:
         found = mounted_dataset(fd)
@@ -76,8 +78,8 @@ def refuse_without_mounting(dataset: str) -> None:
         refuse_without(dataset.rpartition("/")[0])
 
 
-def _mount(zfs: Zfs, name: str, lock: int | None, shown: str) -> None:
-    """Mount it; zfs-fuse calls a file system busy for a moment after it was unmounted."""
+def mount(zfs: Zfs, name: str, *, lock: int | None, shown: str) -> None:
+    """Mount ``name``, unless it is; zfs-fuse calls a file system busy for a moment after it was unmounted."""
     for attempt in range(_TRIES):
         time.sleep(_DELAY_S * attempt)
         answer = zfs.mounting("mount", name, lock=lock)
@@ -161,6 +163,16 @@ def mounted_dataset(fd: int) -> str:
             root = os.path.samestat(os.fstat(fd), os.stat(_plain(fields[4]), follow_symlinks=False))
             return _plain(source) if fields[3] == "/" and root else ""
     return ""
+
+
+def mount_table() -> list[tuple[str, str]]:
+    """What is mounted where, as (source, folder); nothing where the system does not tell."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            lines = [line.split(" ") for line in mounts]
+    except OSError:
+        return []
+    return [(_plain(fields[fields.index("-") + 2]), _plain(fields[4])) for fields in lines]
 
 
 def _plain(text: str) -> str:

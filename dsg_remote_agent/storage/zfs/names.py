@@ -16,6 +16,7 @@ __all__ = [
     "base_snapshot",
     "generation_number",
     "parse_dataset",
+    "parse_source",
     "reader_name",
     "snapshot",
     "snapshot_number",
@@ -51,6 +52,24 @@ def parse_dataset(name: str) -> str:
         raise UsageError(
             f"{escape(name[:300])!r} is no dataset for a repository: {why}",
             hint="write zfs:POOL/…/NAME, as in zfs:tank/dsg/survey",
+        )
+    return name
+
+
+def parse_source(name: str) -> str:
+    """The dataset that is to be taken over; UsageError unless it is ``pool/…/name``."""
+    parts = name.split("/")
+    why = ""
+    if len(parts) < 2:
+        why = "it is a pool, of which no repository can be made"
+    elif len(name) > _MAX_DATASET:
+        why = f"it is longer than {_MAX_DATASET} characters: zfs rename it first"
+    elif not all(map(_COMPONENT.fullmatch, parts)):
+        why = "a dataset's name consists of letters, digits, '-', '_', '.' and ':'; zfs rename it first"
+    if why:
+        raise UsageError(
+            f"{escape(name[:300])!r} cannot be taken over: {why}",
+            hint="write POOL/…/NAME, as zfs list shows it",
         )
     return name
 

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from dsg_remote_agent.storage.zfs.command import Trouble, Zfs, failure
 from dsg_remote_agent.storage.zfs.names import HeadValue, generation_number, snapshot
-from protocol.errors import ConfigError, IntegrityError
+from protocol.errors import ConfigError, IntegrityError, RemoteStorageError
 from protocol.paths import escape
 from protocol.value import Value
 
-__all__ = ["Generation", "Survey", "take_survey"]
+__all__ = ["ORIGIN", "Generation", "Survey", "take_survey", "unfinished"]
 
+# Of a repository that a dataset with files was taken over as: its GUID and what it was called.
+ORIGIN = "dsg:from"
 _WRITTEN = "written"
 _PROPERTIES = (
     "type",
@@ -28,6 +30,7 @@ _PROPERTIES = (
     "dsg:head",
     "dsg:format",
     "dsg:repo-id",
+    ORIGIN,
 )
 
 
@@ -112,6 +115,9 @@ def take_survey(zfs: Zfs, dataset: str, *, exact: bool = False) -> Survey:
     rows = _read(zfs, dataset)
     own = rows.pop(dataset, {})
     repo_id, format_ = _local(own, "dsg:repo-id"), _local(own, "dsg:format")
+    origin = _local(own, ORIGIN)
+    if origin and not format_:
+        raise unfinished(dataset, origin)
     if not repo_id or not format_:
         raise ConfigError(
             f"the dataset {dataset} is not a DSG repository",
@@ -142,6 +148,15 @@ def take_survey(zfs: Zfs, dataset: str, *, exact: bool = False) -> Survey:
         head=standing,
         generations=generations,
         readers=tuple(readers),
+    )
+
+
+def unfinished(dataset: str, origin: str) -> RemoteStorageError:
+    """The error for a repository as which a dataset is only half taken over, as its property tells."""
+    source = escape(origin.partition(":")[2])
+    return RemoteStorageError(
+        f"{source} is being taken over as {dataset}, and that was not finished",
+        hint=f"run the same again: dsg init …:zfs:{dataset} --from-dataset {source}",
     )
 
 
