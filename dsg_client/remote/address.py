@@ -45,7 +45,12 @@ class RemoteAddress(Value):
     @property
     def folder(self) -> str | None:
         """The repository's folder on this machine; None when it is elsewhere, or a dataset."""
-        return None if self.host is not None or self.path.startswith(_ZFS) else self.path
+        return None if self.host is not None or self.is_dataset else self.path
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether it names a dataset, and not a folder."""
+        return self.path.startswith(_ZFS)
 
     def __str__(self) -> str:
         """The text that :func:`parse_address` reads back."""

@@ -125,6 +125,35 @@ class RemoteAgent:
         )
         return made.head, made.notes
 
+    async def take_dataset(
+        self,
+        path: str,
+        source: str,
+        *,
+        repo_id: str,
+        algorithm: str,
+        group: str,
+        user: str,
+        host: str,
+        settings: str = "",
+        news: News | None = None,
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """Make the dataset ``source`` the repository at ``path``; as :meth:`init_repo`."""
+        made: m.RepoInitialized = await self.ask(
+            m.TakeDataset(
+                path=path,
+                source=source,
+                repo_id=repo_id,
+                algorithm=algorithm,
+                group=group,
+                user=user,
+                host=host,
+                settings=settings,
+            ),
+            news,
+        )
+        return made.head, made.notes
+
     async def doctor(self, path: str = "") -> tuple[m.Check, ...]:
         """The agent's checks of its machine, and of the repository at ``path``."""
         report: m.DoctorReport = await self.ask(m.Doctor(path=path))

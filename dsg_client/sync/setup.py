@@ -36,15 +36,24 @@ __all__ = ["Initialized", "connect_folder", "init", "rebuild_cache", "set_remote
 
 
 class Initialized(Value):
-    """A new repository, connected with the folder ``directory``."""
+    """A new repository, connected with the folder ``directory``.
+
+    ``files``: how many it holds. The other counts are of paths in scope: the
+    same on both sides, different, only here, only there.
+    """
 
     remote: str
     repo_id: str
     directory: str
+    files: int = 0
+    same: int = 0
+    differ: int = 0
+    only_local: int = 0
+    only_remote: int = 0
 
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"remote": self.remote, "repo_id": self.repo_id, "directory": self.directory, "seq": 0}
+        return {**self.to_map(), "seq": 0}
 
 
 # init
@@ -62,15 +71,25 @@ async def init(
     agent_command: str | None,
     accept_new_host_key: bool,
     emit: Emit,
+    from_dataset: str | None = None,
 ) -> Initialized:
     """Make an empty repository at ``remote`` and connect the current folder with it.
 
     Nothing is uploaded. A failure before the repository exists leaves nothing;
     after it, running the same command again goes on: an empty repository that
     nobody has synced with is taken as the one that was to be made.
+
+    ``from_dataset``: it is not empty, but holds the files of this dataset of
+    the server. C is then what both sides have in common, so that nothing is
+    taken for deleted; the next sync tells what differs.
     """
     root = Path.cwd()
     address = parse_address(remote, folder=str(root))
+    if from_dataset is not None and not address.is_dataset:
+        raise UsageError(
+            f"--from-dataset makes a repository on ZFS, and {address} is a folder",
+            hint="Write [user@]host:zfs:POOL/.../NAME for the repository; it must be in the dataset's pool.",
+        )
     _refuse_working_folder(root)
     if address.folder is not None:
         refuse_overlap(root, address.folder)
@@ -90,18 +109,25 @@ async def init(
     identity = find_identity(config, root)
     called = config.name or name or address.path.rpartition("/")[2]
     settings = {"name": called, "data_dirs": list(config.data_dirs), "ignore": list(config.ignore)}
+    wanted: dict[str, Any] = {
+        "repo_id": secrets.token_hex(16),
+        "algorithm": algorithm,
+        "group": group,
+        "user": identity.who,
+        "host": identity.host,
+        "settings": json.dumps(settings, ensure_ascii=False),
+    }
+    link = Link(address, config, accept_new_host_key=accept_new_host_key)
+    if from_dataset is not None:
+        from dsg_client.sync.takeover import take_over
+
+        made, cache, record = await take_over(root, config, link, from_dataset, wanted, emit)
+        connect_folder(root, config, address, called, record, cache, emit)
+        return made
     emit(PhaseStarted(Phase.CONNECT))
-    async with Link(address, config, accept_new_host_key=accept_new_host_key).agent() as agent:
+    async with link.agent() as agent:
         try:
-            raw, notes = await agent.init_repo(
-                address.path,
-                repo_id=secrets.token_hex(16),
-                algorithm=algorithm,
-                group=group,
-                user=identity.who,
-                host=identity.host,
-                settings=json.dumps(settings, ensure_ascii=False),
-            )
+            raw, notes = await agent.init_repo(address.path, **wanted)
         except ConfigError as refused:
             raw, notes = await _untouched_head(agent, address, algorithm, refused), ()
             emit(Note(_taken_over(SnapshotRecord.from_bytes(raw))))
@@ -129,7 +155,7 @@ async def _untouched_head(
     except Exception:  # noqa: BLE001 - what was refused first says more
         raise refused from None
     head = SnapshotRecord.from_bytes(repo.opened.head)
-    if head.seq != 0 or repo.opened.algorithm != algorithm:
+    if head.seq != 0 or head.entries or repo.opened.algorithm != algorithm:
         raise refused
     return repo.opened.head
 
@@ -140,10 +166,13 @@ def connect_folder(
     address: RemoteAddress,
     name: str,
     record: SnapshotRecord,
-    empty: Manifest,
+    shared: Manifest,
     emit: Emit,
 ) -> None:
-    """Make ``root`` a working folder of the repository at ``address``, in step with ``record`` and empty."""
+    """Make ``root`` a working folder of the repository at ``address``.
+
+    It was last in step with ``record`` as far as ``shared`` goes.
+    """
     if not (root / CONFIG_NAME).exists():
         write_config(
             root,
@@ -162,7 +191,7 @@ def connect_folder(
         set_repository(root, str(address))
     for line in add_to_gitignore(root, config.data_dirs):
         emit(Note(f"added to .gitignore: {line}"))
-    cache = Cache(record.repo_id, record.digest, record.seq, config.scope.digest, empty)
+    cache = Cache(record.repo_id, record.digest, record.seq, config.scope.digest, shared)
     create_workdir(root, encode_cache(cache)).close()
 
 
