@@ -13,7 +13,7 @@ from tests.hosts.openzfs.guest import Guest, openzfs_guest
 from tests.openzfs.rounds import QuickWorld, Rounds
 
 # What takes minutes: make test-openzfs FULL=1
-collect_ignore = [] if FULL else ["test_holders.py", "test_inside.py"]
+collect_ignore = [] if FULL else ["test_holders.py", "test_inside.py", "test_keeping.py"]
 
 
 @pytest.fixture(scope="session")

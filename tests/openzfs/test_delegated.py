@@ -15,6 +15,7 @@ from tests.e2e.oracle import File
 from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest
 from tests.openzfs.rounds import REMOTE, Rounds, dealt, goes_on
+from tests.openzfs.test_keeping import install_backup, snapshots, three_syncs
 
 pytestmark = pytest.mark.needs("sudo")
 
@@ -103,6 +104,11 @@ def test_from_nothing_to_syncs(guest: Guest, world: DelegatedWorld) -> None:
     world.settled()
 
 
+def may_receive(vault: str) -> str:
+    """What lets the account make backups below ``vault``."""
+    return f"zfs allow -u {ACCOUNT} canmount,create,mount,readonly,receive,userprop {vault}"
+
+
 @pytest.mark.parametrize(
     ("row", "then"), dealt(REMOTE if FULL else [row for row in REMOTE if row.step in SHORT]), ids=name_of
 )
@@ -128,3 +134,46 @@ def test_an_agent_that_lacks_one_thing(guest: Guest, rounds: Rounds) -> None:
             assert left == before, take
         scene.who.must("sync")
         assert scene.verdict() == "after"
+
+
+def lacks_what_they_need(guest: Guest, world: DelegatedWorld) -> None:
+    """Without a right that only these commands need they are refused; it is named, and by the doctor, too."""
+    ann, root = world.clients["ann"], world.root.dataset
+    before = snapshots(guest, world.dataset)
+    for right, command in (("hold", ["protect", "s1"]), ("destroy", ["prune", "--keep-last", "1"])):
+        guest.sh(f"zfs unallow -u {ACCOUNT} {right} {root}")
+        cure = f"zfs allow -u {ACCOUNT} {right} {root}"
+        ended = ann.dsg(*command)
+        assert ended.status == 14 and cure in ended.err, ended
+        doctor = ann.dsg("doctor")
+        assert doctor.status == 1 and cure in doctor.out, doctor
+        guest.sh(cure)
+        assert snapshots(guest, world.dataset) == before
+
+
+if FULL:
+
+    def test_pruned_protected_and_backed_up(guest: Guest, world: DelegatedWorld) -> None:
+        cured(guest, world)
+        install_backup(guest)
+        ann = three_syncs(world)
+        vault = f"{world.root.dataset}-vault"
+        guest.sh(f"zfs create -o canmount=off -o mountpoint=none {vault}")
+        send = f"su {ACCOUNT} -c 'dsg-zfs-backup send {world.dataset} {vault}/copy'"
+        # Without the rights that only a backup needs, one after the other: the sender's, the receiver's.
+        for cure in (f"zfs allow -u {ACCOUNT} send {world.root.dataset}", may_receive(vault)):
+            done = guest.try_sh(send)
+            assert done.returncode == 14 and cure in done.stderr, done
+            guest.sh(cure)
+        lacks_what_they_need(guest, world)
+        assert "up to s3" in guest.sh(send)
+        ann.must("protect", "s1")
+        ann.must("prune", "--keep-last", "1")
+        assert snapshots(guest, world.dataset) == {"g3@s1": 1, "g3@s3": 1}
+        ann.write("input/a", b"4")
+        ann.must("sync")
+        world.settled()
+        ann.must("protect", "s1", "--remove")
+        assert "from s3 to s4" in guest.sh(send)
+        assert snapshots(guest, world.dataset) == {"g4@s1": 0, "g4@s3": 0, "g4@s4": 1}
+        assert list(snapshots(guest, vault)) == [f"copy@s{n}" for n in range(5)]

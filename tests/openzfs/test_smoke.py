@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.oracle import File, digests
 from tests.e2e.zfs import ZfsPeople, ZfsWorld
 from tests.hosts.openzfs.guest import Guest
+from tests.openzfs.test_keeping import install_backup, snapshots
 
 
 @pytest.fixture
@@ -42,6 +43,15 @@ def test_from_nothing_to_two_people_in_step(guest: Guest, world: ZfsWorld) -> No
     seen = guest.sh(f"su reader -c 'cat {world.repository}/input/a.csv'")
     older = guest.sh(f"su reader -c 'cd {world.repository}/.zfs/snapshot && ls && cat s1/input/a.csv'")
     assert (seen, older) == ("2\n", "s0\ns1\ns2\n1\n")
+    # What is kept and sent by its snapshots, which each sync moves to another dataset.
+    install_backup(guest)
+    guest.sh(f"zfs create -o canmount=off -o mountpoint=none {world.root.dataset}-vault")
+    copy = f"{world.root.dataset}-vault/copy"
+    assert "up to s2" in guest.sh(f"dsg-zfs-backup send {world.dataset} {copy}")
+    bob.must("protect", "s0")
+    bob.must("prune", "--keep-last", "1")
+    assert snapshots(guest, world.dataset) == {"g2@s0": 1, "g2@s2": 1}
+    assert list(snapshots(guest, copy)) == ["copy@s0", "copy@s1", "copy@s2"]
 
 
 def test_doctor_has_nothing_to_complain_about(world: ZfsWorld) -> None:

@@ -7,17 +7,21 @@ was there before, so that all of this can be repeated.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 from typing import IO, NamedTuple
 
 from dsg_remote_agent.storage.zfs.command import Answer, Trouble, Zfs, failure
-from dsg_remote_agent.storage.zfs.names import snapshot, snapshot_number
-from protocol.errors import RemoteStorageError
+from dsg_remote_agent.storage.zfs.names import generation_number, snapshot, snapshot_number
+from dsg_remote_agent.storage.zfs.privileges import account
+from protocol.errors import NotPermittedError, RemoteStorageError
 from protocol.paths import escape
 
 __all__ = ["Brought", "Side", "bring_over", "guids"]
 
+# What who receives into a dataset and marks it needs on the one above.
+_RECEIVING = "canmount,create,mount,readonly,receive,userprop"
 _DIVERGED = ("has been modified", "does not match incremental source", "destination has snapshots")
 
 
@@ -111,11 +115,31 @@ def _stream(source: Side, words: list[str], target: Side) -> None:
             "throw it away (zfs rollback) or name a new target; nothing was changed",
         )
     # A receiver that got nothing complains of that, which says nothing.
-    for answer in (sending, receiving):
-        if not answer.good and "Broken pipe" not in answer.err:
+    for answer, side in ((sending, source), (receiving, target)):
+        if answer.trouble is Trouble.DENIED:
+            raise _denied(answer, side)
+        if not answer.good and not _cut_off(answer):
             raise failure(answer, target.dataset, f"zfs {answer.words[0]}")
     if not (sending.good and receiving.good):
         raise failure(receiving if sending.good else sending, target.dataset, "zfs send to zfs receive")
+
+
+def _cut_off(answer: Answer) -> bool:
+    """Whether it only ended because the receiver had."""
+    return answer.status == -signal.SIGPIPE or "Broken pipe" in answer.err
+
+
+def _denied(answer: Answer, side: Side) -> NotPermittedError:
+    above, _, last = side.dataset.rpartition("/")
+    if answer.words[0] == "send" and generation_number(side.dataset) is not None:
+        above = above.rpartition("/")[0]  # where all rights on repositories are
+    rights = "send" if answer.words[0] == "send" else _RECEIVING
+    near = side.zfs.where(side.dataset) == side.dataset
+    who = account() if near else "ACCOUNT"  # whoever is signed in to there
+    return NotPermittedError(
+        f"zfs {answer.words[0]} is not permitted for {side.zfs.where(side.dataset)}: {answer.said}",
+        hint=f"an administrator there runs: zfs allow -u {who} {rights} {above or last}",
+    )
 
 
 def _said(file: IO[bytes]) -> str:

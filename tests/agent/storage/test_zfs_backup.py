@@ -18,11 +18,18 @@ from dsg_remote_agent.storage.zfs import backup as backup_module
 from dsg_remote_agent.storage.zfs.backup import back_up, restore
 from dsg_remote_agent.storage.zfs.command import Answer, Zfs
 from dsg_remote_agent.storage.zfs.streams import Brought, Side, guids
-from protocol.errors import ConfigError, DsgError, RemoteStorageError, WrongRepositoryError
+from protocol.errors import (
+    ConfigError,
+    DsgError,
+    NotPermittedError,
+    RemoteStorageError,
+    WrongRepositoryError,
+)
 from tests.agent.client import tree_of
 from tests.agent.storage.ground import ZfsGround, claim
 from tests.agent.storage.test_pruning import History
 from tests.agent.storage.test_repository import Died
+from tests.conftest import find_program
 from tests.hosts.sshd import REPOSITORY
 from tests.hosts.zfs_wrapper import forbidden
 
@@ -328,6 +335,25 @@ def test_a_head_that_cannot_be_promoted_names_who_is_in_the_way(
     busy = False
     assert send(life, f"{vault}/survey") == Brought(None, 4)
     assert ground_of(life).generations() == ["g4"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "rights"), [("send", "send"), ("receive", "canmount,create,mount,readonly,receive,userprop")]
+)
+def test_a_right_that_is_missing_is_named(
+    verb: str, rights: str, life: History, vault: str, tmp_path: Path
+) -> None:
+    """As OpenZFS says it to an account that lacks one; tests/openzfs/test_delegated.py has one."""
+    program = tmp_path / "zfs"
+    denied = f"echo 'cannot {verb}: permission denied' >&2; exit 1"
+    program.write_text(f'#!/bin/sh\n[ "$1" != {verb} ] || {{ {denied}; }}\nexec {find_program("zfs")} "$@"\n')
+    program.chmod(0o755)
+    dataset, zfs = ground_of(life).dataset, Zfs(str(program))
+    with pytest.raises(NotPermittedError) as caught:
+        back_up(zfs, dataset, Side(zfs, f"{vault}/copy"), print)
+    above = dataset.rpartition("/")[0] if verb == "send" else vault
+    assert f"zfs allow -u root {rights} {above}" in (caught.value.hint or "")
+    assert guids(Side(Zfs.find(), f"{vault}/copy")) is None
 
 
 def test_what_is_another_repositorys_or_none(life: History, vault: str) -> None:
