@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.crash.scene import FULL, until
 from tests.e2e.oracle import File
 from tests.e2e.zfs import ZfsWorld
@@ -175,3 +177,32 @@ def test_with_a_pool_that_is_only_read_nothing_happens(guest: Guest, world: ZfsW
         guest.sh("zpool export tank && zpool import -d /dev/vdb1 tank")
     ann.must("sync")
     assert world.remote().check().live == {"input/a": File(b"2")}
+
+
+@pytest.mark.skipif(not FULL, reason="it takes 40 s: make test-openzfs FULL=1")
+def test_a_dataset_with_files_is_taken_over(guest: Guest, world: ZfsWorld) -> None:
+    """By renaming it, while nobody uses it; every path leads to what is current from then on."""
+    old, folder = f"{world.root.dataset}-data", f"{world.root.folder}-data"
+    guest.sh(
+        f"zfs create -o mountpoint={folder} -o readonly=off {old} && mkdir {folder}/input && "
+        f"echo 1 > {folder}/input/a && echo 2 > {folder}/notes && zfs snapshot {old}@mine"
+    )
+    ann = world.client("ann")
+    with behind(guest, f"cd {folder}/input && exec sleep 1000"):
+        sits = f"ls -l /proc/[0-9]*/cwd 2> /dev/null | grep -q {folder}/input"
+        until(lambda: guest.try_sh(sits).returncode == 0, "it is there", guest.patience)
+        ended = ann.dsg("init", world.address, "--from-dataset", old)
+        assert ended.status == 9 and "sleep (process" in ended.err, ended
+        assert world.zfs.datasets(world.root) == []
+    inode = guest.sh(f"stat -c %i {folder}/input/a")
+    ann.must("init", world.address, "--from-dataset", old)
+    assert guest.sh(f"stat -c %i {world.repository}/input/a") == inode, "it was not copied"
+    told = guest.sh(f"zfs get -H -o source mountpoint,canmount,readonly {world.dataset}/g0").split("\n")
+    assert told[0] == f"inherited from {world.root.dataset}" and told[2] != "local"
+    ann.write("input/b", b"new")
+    ann.must("sync")
+    assert guest.sh(f"cat {folder}/input/b {folder}/input/a {folder}/notes") == "new1\n2\n"
+    world.settled()
+    names = guest.sh(f"zfs list -H -r -t snapshot -o name {world.dataset}").split()
+    assert [name.partition("@")[2] for name in names] == ["mine", "s0", "s1"]
+    assert world.remote().check().head.seq == 1
