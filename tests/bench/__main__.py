@@ -170,8 +170,8 @@ class Size:
 
 SIZES = {
     "directory": Size(5, 20_000, 512, 0, (), 0),
-    "zfs-fuse": Size(5, 5_000, 128, 12, (1, 10, 100, 500, 1000), 7),
-    "openzfs": Size(3, 500, 16, 5, (1, 10, 100, 400), 5),
+    "zfs-fuse": Size(5, 2_000, 64, 12, (1, 10, 100, 500, 1000), 7),
+    "openzfs": Size(3, 200, 4, 5, (1, 10, 100, 400), 5),
 }
 SLOW = (
     "The server's processor is emulated, the client's is not: small sets and few rounds (--files, --mib,",
