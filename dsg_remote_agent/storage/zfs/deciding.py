@@ -1,4 +1,4 @@
-"""Around the decision: the old head stands still, ``dsg:head`` is written, and read back when in doubt."""
+"""Around the decision: the old head stands still, ``dsg:head`` is written, what is seen of it confirmed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsg_remote_agent.storage.zfs.survey import Generation
 from protocol.errors import DsgError, Outcome, RemoteStorageError
 from protocol.tree.posix import PosixTree
 
-__all__ = ["decide", "freeze", "thaw"]
+__all__ = ["confirm", "decide", "freeze", "thaw"]
 
 _REFUSED = frozenset([errno.EROFS])
 
@@ -80,9 +80,24 @@ def decide(site: Site, value: HeadValue, before: HeadValue, lock: int) -> None:
     except (DsgError, OSError):
         now = None
     if now == value:
+        confirm(site, value.txid, lock)
         return
     if now == before and answer.status is not None:
         raise failure(answer, site.shown, "the decision")
     error = failure(answer, site.shown, "the decision")
     error.outcome = Outcome.IN_DOUBT
     raise error
+
+
+def confirm(site: Site, txid: str, lock: int | None = None) -> None:
+    """Have the pool write what was seen of the decision of ``txid``; a DsgError that leaves it in doubt.
+
+    A property is seen before the transaction group that holds it is on the
+    disk: after a power cut it may be the old one again. Any command that
+    changes something ends with a later group.
+    """
+    answer = site.zfs.run("set", f"dsg:asked={txid}", site.dataset, lock=lock)
+    if not answer.good:
+        error = failure(answer, site.shown, "the decision")
+        error.outcome = Outcome.IN_DOUBT
+        raise error

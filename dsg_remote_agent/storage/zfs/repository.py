@@ -16,6 +16,7 @@ from dsg_remote_agent.storage.statindex import file_clock
 from dsg_remote_agent.storage.stock import Fate, Stock, plan, required
 from dsg_remote_agent.storage.zfs.clone import Clone
 from dsg_remote_agent.storage.zfs.command import Zfs
+from dsg_remote_agent.storage.zfs.deciding import confirm
 from dsg_remote_agent.storage.zfs.links import is_current
 from dsg_remote_agent.storage.zfs.mounts import refuse_without_mounting
 from dsg_remote_agent.storage.zfs.pruning import destroy_pruned, protect, stock_of
@@ -215,13 +216,16 @@ class ZfsRepository:
             return view.place.chain.committed(txid, head.seq if seq is None else seq)
 
     def outcome(self, claim: Claim, seq: int) -> tuple[Outcome, bytes]:
-        return find_outcome(
+        found = find_outcome(
             claim.txid,
             self.site.outer,
             lambda: self.committed(claim.txid, seq),
             lambda: self._take(claim),
             lambda held: settle(self.site, held.fileno()),
         )
+        if found[0] is Outcome.COMMITTED:
+            confirm(self.site, claim.txid)
+        return found
 
     def stock(self) -> Stock:
         survey, view, head = self.site.head()

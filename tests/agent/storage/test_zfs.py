@@ -584,6 +584,27 @@ def test_a_decision_that_cannot_be_told_is_in_doubt(
 
 
 @on_zfs
+def test_committed_is_said_of_what_is_on_the_disk(filled: ZfsGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another agent decided can be seen before it is: a command that succeeds must come after it."""
+    transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")
+    transaction.commit(record.digest, lambda: None)
+    original = Zfs.run
+
+    def fails(self: Zfs, *words: str, **options: Any) -> Answer:
+        return Answer(words, 1, "", "I/O error") if words[0] == "set" else original(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Zfs, "run", fails)
+        with pytest.raises(DsgError) as caught:
+            filled.open().outcome(claim("tx-asked-001"), 2)
+    assert caught.value.outcome.value == "in_doubt"
+    assert filled.open().outcome(claim("tx-asked-001"), 2)[0] is Outcome.COMMITTED
+    told = filled.host.zfs("get", "-H", "-o", "value", "dsg:asked", filled.dataset)
+    assert told == "tx-asked-001\n"
+    transaction.tidy()
+
+
+@on_zfs
 def test_without_the_lock_in_the_deciding_child_others_begin(
     filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -665,31 +686,35 @@ def test_nothing_decides_without_reading_back(unseen: Exception) -> None:
     class Place:
         dataset, shown = "tank/x", "zfs:tank/x"
 
-        def __init__(self, status: int | None, now: HeadValue | None) -> None:
+        def __init__(self, status: int | None, now: HeadValue | None, then: int) -> None:
             self.zfs = self
-            self._status, self._now = status, now
+            self._status, self._now, self._then = status, now, then
 
         def run(self, *words: str, **_: Any) -> Answer:
-            return Answer(words, self._status, "", "I/O error")
+            status = self._status if words[1].startswith("dsg:head=") else self._then
+            return Answer(words, status, "", "I/O error")
 
         def survey(self) -> Shown:
             if self._now is None:
                 raise unseen
             return Shown(self._now)
 
-    for status, now, outcome in (
-        (0, None, None),
-        (1, value, None),
-        (1, before, "aborted"),
-        (1, None, "in_doubt"),
-        (None, value, None),
-        (None, before, "in_doubt"),
-        (None, None, "in_doubt"),
+    # The answer to the decision, what is seen then, and the answer to the command that confirms that.
+    for status, now, then, outcome in (
+        (0, None, 1, None),
+        (1, value, 0, None),
+        (1, value, 1, "in_doubt"),
+        (1, before, 0, "aborted"),
+        (1, None, 0, "in_doubt"),
+        (None, value, 0, None),
+        (None, value, 1, "in_doubt"),
+        (None, before, 0, "in_doubt"),
+        (None, None, 0, "in_doubt"),
     ):
-        place: Any = Place(status, now)
+        place: Any = Place(status, now, then)
         try:
             deciding.decide(place, value, before, 0)
             told = None
         except DsgError as error:
             told = error.outcome.value
-        assert told == outcome, (status, now)
+        assert told == outcome, (status, now, then)
