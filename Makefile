@@ -7,10 +7,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two test processes at once; the tests of one file stay together, so that they share a server.
-PARALLEL := -n 2 --dist loadfile
+# Two test processes at once; the tests of one file stay together, so that they share a server, and the files in
+# the order of tests/conftest.py.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # One more where they mostly wait for disks, servers and time limits.
-WAITING := -n 3 --dist loadfile
+WAITING := -n 3 --dist loadfile --no-loadscope-reorder
 # What runs that machine, and what builds it.
 MACHINE := qemu-system-x86 mmdebstrap e2fsprogs cpio zstd kmod gcc make libc6-dev libelf1
 # All combinations, instead of some that stand for the others: make test-openzfs FULL=1

@@ -6,6 +6,7 @@
 * ``@pytest.mark.slow``: real servers and many processes; ``make check``
   leaves these out, ``make test`` runs all. Whole folders of such tests are
   marked here (``SLOW_FOLDERS``).
+* ``@pytest.mark.full``: only where ``DSG_FULL`` is set.
 * ``tests/openzfs`` runs when it is named: ``make test-openzfs`` does, after
   it has built the virtual machine that those tests need.
 * ``@pytest.mark.needs("sshd")``: programs the test cannot do without. Where
@@ -49,6 +50,15 @@ PACKAGES = {
 
 # Every test below these runs whole commands, each several processes.
 SLOW_FOLDERS = ("e2e", "crash", "openzfs")
+
+# What takes minutes, one test process each: started last, it would keep one busy while the others have ended.
+FIRST = (
+    "e2e/test_scripts.py",
+    "agent/test_zfs_life.py",
+    "crash/test_zfs_steps.py",
+    "agent/test_zfs_taking.py",
+    "protocol/tree/test_crash.py",
+)
 
 # Left out unless it is named.
 NAMED_FOLDER = Path(__file__).resolve().parent / "openzfs"
@@ -107,6 +117,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.option.kernel_zfs:
         items[:] = [item for item in items if "kernel-zfs" not in _needed(item)]
+    if not os.environ.get("DSG_FULL"):
+        items[:] = [item for item in items if item.get_closest_marker("full") is None]
+    here = Path(__file__).parent
+    first = {here / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: first.get(item.path, len(first)))
     folders = [Path(__file__).parent / name for name in SLOW_FOLDERS]
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in folders):

@@ -151,29 +151,28 @@ def lacks_what_they_need(guest: Guest, world: DelegatedWorld) -> None:
         assert snapshots(guest, world.dataset) == before
 
 
-if FULL:
-
-    def test_pruned_protected_and_backed_up(guest: Guest, world: DelegatedWorld) -> None:
-        cured(guest, world)
-        install_backup(guest)
-        ann = three_syncs(world)
-        vault = f"{world.root.dataset}-vault"
-        guest.sh(f"zfs create -o canmount=off -o mountpoint=none {vault}")
-        send = f"su {ACCOUNT} -c 'dsg-zfs-backup send {world.dataset} {vault}/copy'"
-        # Without the rights that only a backup needs, one after the other: the sender's, the receiver's.
-        for cure in (f"zfs allow -u {ACCOUNT} send {world.root.dataset}", may_receive(vault)):
-            done = guest.try_sh(send)
-            assert done.returncode == 14 and cure in done.stderr, done
-            guest.sh(cure)
-        lacks_what_they_need(guest, world)
-        assert "up to s3" in guest.sh(send)
-        ann.must("protect", "s1")
-        ann.must("prune", "--keep-last", "1")
-        assert snapshots(guest, world.dataset) == {"g3@s1": 1, "g3@s3": 1}
-        ann.write("input/a", b"4")
-        ann.must("sync")
-        world.settled()
-        ann.must("protect", "s1", "--remove")
-        assert "from s3 to s4" in guest.sh(send)
-        assert snapshots(guest, world.dataset) == {"g4@s1": 0, "g4@s3": 0, "g4@s4": 1}
-        assert list(snapshots(guest, vault)) == [f"copy@s{n}" for n in range(5)]
+@pytest.mark.full
+def test_pruned_protected_and_backed_up(guest: Guest, world: DelegatedWorld) -> None:
+    cured(guest, world)
+    install_backup(guest)
+    ann = three_syncs(world)
+    vault = f"{world.root.dataset}-vault"
+    guest.sh(f"zfs create -o canmount=off -o mountpoint=none {vault}")
+    send = f"su {ACCOUNT} -c 'dsg-zfs-backup send {world.dataset} {vault}/copy'"
+    # Without the rights that only a backup needs, one after the other: the sender's, the receiver's.
+    for cure in (f"zfs allow -u {ACCOUNT} send {world.root.dataset}", may_receive(vault)):
+        done = guest.try_sh(send)
+        assert done.returncode == 14 and cure in done.stderr, done
+        guest.sh(cure)
+    lacks_what_they_need(guest, world)
+    assert "up to s3" in guest.sh(send)
+    ann.must("protect", "s1")
+    ann.must("prune", "--keep-last", "1")
+    assert snapshots(guest, world.dataset) == {"g3@s1": 1, "g3@s3": 1}
+    ann.write("input/a", b"4")
+    ann.must("sync")
+    world.settled()
+    ann.must("protect", "s1", "--remove")
+    assert "from s3 to s4" in guest.sh(send)
+    assert snapshots(guest, world.dataset) == {"g4@s1": 0, "g4@s3": 0, "g4@s4": 1}
+    assert list(snapshots(guest, vault)) == [f"copy@s{n}" for n in range(5)]

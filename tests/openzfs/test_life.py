@@ -184,7 +184,7 @@ def test_with_a_pool_that_is_only_read_nothing_happens(guest: Guest, world: ZfsW
     assert world.remote().check().live == {"input/a": File(b"2")}
 
 
-@pytest.mark.skipif(not FULL, reason="it takes 40 s: make test-openzfs FULL=1")
+@pytest.mark.full  # it takes 40 s
 def test_a_dataset_with_files_is_taken_over(guest: Guest, world: ZfsWorld) -> None:
     """By renaming it, while nobody uses it; every path leads to what is current from then on."""
     old, folder = f"{world.root.dataset}-data", f"{world.root.folder}-data"
