@@ -29,7 +29,7 @@ demo: packages venv ## Two people sync a real data set through a server on this 
 	@$(BIN)/python -m tests.demo $(ARGS)
 
 test: packages venv ## Every test, with a real OpenSSH server (up to 25 minutes)
-	@$(BIN)/python -m pytest $(WAITING) $(ARGS)
+	@$(BIN)/python -m pytest $(WAITING) --durations 20 $(ARGS)
 
 check: venv ## Format, lint, types, import contracts and the fast tests (under 2 minutes)
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run 'make format'."; exit 1; }

@@ -7,6 +7,8 @@
   leaves these out, ``make test`` runs all. Whole folders of such tests are
   marked here (``SLOW_FOLDERS``).
 * ``@pytest.mark.full``: only where ``DSG_FULL`` is set.
+* ``@pytest.mark.turns(n)``: each run takes every n-th of the test's cases, beginning where
+  the seed says; all where ``DSG_FULL`` is set, and where tests are named one by one.
 * ``tests/openzfs`` runs when it is named: ``make test-openzfs`` does, after
   it has built the virtual machine that those tests need.
 * ``@pytest.mark.needs("sshd")``: programs the test cannot do without. Where
@@ -24,6 +26,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +97,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs(*programs): programs that the test cannot do without; 'root': its rights; 'kernel-zfs': what "
         "only tests/openzfs has",
     )
+    config.addinivalue_line(
+        "markers", "turns(n): each run takes one in n of the cases, by its seed; with DSG_FULL=1 all"
+    )
     config.pluginmanager.register(rerun)
     # A shell without job control starts what it puts in the background with Ctrl-C ignored, and every
     # program that the tests start would inherit that.
@@ -119,6 +125,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if "kernel-zfs" not in _needed(item)]
     if not os.environ.get("DSG_FULL"):
         items[:] = [item for item in items if item.get_closest_marker("full") is None]
+        if not config.option.keyword and not any("::" in arg for arg in config.args):
+            items[:] = _whose_turn_it_is(items, config.option.seed)
     here = Path(__file__).parent
     first = {here / name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: first.get(item.path, len(first)))
@@ -126,6 +134,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in folders):
             item.add_marker(pytest.mark.slow)
+
+
+def _whose_turn_it_is(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
+    seen: Counter[str] = Counter()
+    taken = []
+    for item in items:
+        marker = item.get_closest_marker("turns")
+        test = item.nodeid.partition("[")[0]
+        if marker is None or (seen[test] + seed) % marker.args[0] == 0:
+            taken.append(item)
+        seen[test] += 1
+    return taken
 
 
 def pytest_report_header(config: pytest.Config) -> str:

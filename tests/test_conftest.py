@@ -26,13 +26,17 @@ def test_draws(rng): print("drawn", rng.random())
 @given(st.integers())
 def test_guesses(number): print("guessed", number)
 
+@pytest.mark.turns(3)
+@pytest.mark.parametrize("case", range(6))
+def test_turn(case): print("case", case)
+
 def test_home(): print("home", os.environ["HOME"], os.environ.get("DSG_USER_NAME"))
 """
 
 
 def run(folder: Path, *options: str, **environment: str) -> str:
     (folder / "test_sample.py").write_text(SAMPLE)
-    base = {name: value for name, value in os.environ.items() if name not in ("CI", "DSG_SEED")}
+    base = {name: value for name, value in os.environ.items() if name not in ("CI", "DSG_SEED", "DSG_FULL")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-rA", *options],
         cwd=folder,
@@ -62,9 +66,21 @@ def test_a_run_prints_its_seed_and_replays_from_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_missing_is_named_and_fails_in_ci(tmp_path: Path) -> None:
     told = run(tmp_path)
-    assert "3 passed, 2 skipped" in told
+    assert "5 passed, 2 skipped" in told
     assert "sudo apt-get install -y no-such-program" in told
-    assert "1 failed, 3 passed, 1 error" in run(tmp_path, CI="true")
+    assert "1 failed, 5 passed, 1 error" in run(tmp_path, CI="true")
+
+
+@pytest.mark.slow
+def test_cases_take_turns_from_seed_to_seed(tmp_path: Path) -> None:
+    def cases(*options: str, **environment: str) -> list[str]:
+        return re.findall(r"^case (\d)$", run(tmp_path, "--seed", *options, **environment), re.MULTILINE)
+
+    assert [cases(seed) for seed in ("6", "7", "8")] == [["0", "3"], ["2", "5"], ["1", "4"]]
+    every_one = ["0", "1", "2", "3", "4", "5"]
+    assert cases("7", DSG_FULL="1") == every_one
+    assert cases("7", "-k", "turn") == every_one
+    assert cases("7", "test_sample.py::test_turn[4]") == ["4"]
 
 
 def test_a_test_has_a_home_of_its_own(tmp_path: Path) -> None:

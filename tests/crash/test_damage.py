@@ -114,6 +114,7 @@ def test_local_index(harm: Harm, scene: Scene, rng: random.Random) -> None:
     assert scene.verdict() == "after"
 
 
+@pytest.mark.turns(2)
 @garbled
 @pytest.mark.parametrize("state", ["prepared", "decided"])
 def test_local_journal(state: str, harm: Harm, scene: Scene, rng: random.Random) -> None:
@@ -173,6 +174,7 @@ def area(scene: Scene, name: str) -> Path:
     return scene.world.repository / ".dsg" / name
 
 
+@pytest.mark.turns(2)
 @harmed
 @pytest.mark.parametrize("name", ["head", "records/00000002", "manifests/00000002"])
 def test_newest_snapshot(name: str, harm: Harm, scene: Scene, rng: random.Random) -> None:
@@ -246,6 +248,7 @@ def test_server_index(harm: Harm, scene: Scene, rng: random.Random) -> None:
     assert scene.verdict() == "after"
 
 
+@pytest.mark.turns(2)
 @garbled
 @pytest.mark.parametrize("state", ["prepared", "decided"])
 def test_server_journal(state: str, harm: Harm, scene: Scene, rng: random.Random) -> None:
@@ -358,6 +361,7 @@ def test_copied_working_folder(scene: Scene) -> None:
     assert scene.who.local() == twin.local()
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("step", ["local-prepared", "commit-sent", "local-decided", "local-trashed"])
 @pytest.mark.parametrize("first", ["the copy", "the original"])
 def test_copied_with_a_pending_journal(step: str, first: str, scene: Scene) -> None:

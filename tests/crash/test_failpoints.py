@@ -7,8 +7,8 @@ it (``status``), the verdict is read from L, C and R on disk, and what the
 broken command itself had said must have been true.
 
 ``DSG_FULL=1`` runs every combination of step, fault, next command and way to
-the server; without it, each step meets each fault, and the rest is dealt out
-in turn.
+the server. Without it a side is killed at each step, and the rest is dealt
+out, or takes turns from run to run.
 """
 
 from __future__ import annotations
@@ -34,19 +34,16 @@ def name_of(value: object) -> str | None:
     return value.step.value if isinstance(value, StepRow) else None
 
 
-def dealt(*, full: bool = FULL) -> list[tuple[StepRow, str, bool]]:
-    """Step, next command, and whether the agent is near; in short runs each step is met once on each way.
+def dealt() -> list[tuple[StepRow, str, bool]]:
+    """Step, next command, and whether the agent is near; in short runs each step is met once.
 
     What a child process says is the client's to show or not: the agent's own steps are met over SSH.
     """
     ways = {Side.LOCAL: (False, True), Side.REMOTE: (False,)}
-    if full:
+    if FULL:
         return [(row, then, near) for row in STEPS for then in NEXT for near in ways[row.side]]
-    found = []
-    for number, row in enumerate(STEPS):
-        for turn, near in enumerate(ways[row.side]):
-            found.append((row, NEXT[(number + turn) % len(NEXT)], near))
-    return found
+    turns = [(row, NEXT[number % len(NEXT)], number % 2) for number, row in enumerate(STEPS)]
+    return [(row, then, ways[row.side][turn % len(ways[row.side])]) for row, then, turn in turns]
 
 
 def stop_at(scene: Scene, row: StepRow, action: str, *command: str) -> Ended:
@@ -160,6 +157,7 @@ FAILED = [
 ]
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize(("row", "error"), FAILED, ids=name_of)
 def test_error(row: StepRow, error: str, base: World, near_base: World, folder: Path) -> None:
     """An operation of the system fails: in plain words or in JSON, over SSH or near."""
@@ -281,6 +279,7 @@ ONLY_DOWNLOADING = [
 ]
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize(("row", "then"), ONLY_DOWNLOADING, ids=name_of)
 def test_killed_while_only_downloading(row: StepRow, then: str, near_base: World, folder: Path) -> None:
     scene = only_downloads(near_base, folder)
@@ -293,6 +292,7 @@ def test_killed_while_only_downloading(row: StepRow, then: str, near_base: World
     settled(scene, then, {"before", "after"}, row.row >= 8)
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("row", [r for r in LOCAL if r.step not in NO_SERVER], ids=name_of)
 def test_error_while_only_downloading(row: StepRow, near_base: World, folder: Path) -> None:
     scene = only_downloads(near_base, folder)
@@ -307,6 +307,7 @@ def test_error_while_only_downloading(row: StepRow, near_base: World, folder: Pa
 CLONED = {row.step for row in LOCAL} - NO_SERVER - {Step.LOCAL_LOCKED, Step.SCANNED, Step.PLANNED}
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("row", LOCAL, ids=name_of)
 def test_killed_while_cloning(row: StepRow, near_base: World, folder: Path) -> None:
     """A clone that died is gone on with by ``dsg clone``, and by ``dsg sync``; what was there stays."""

@@ -165,6 +165,7 @@ SERVER = rows(
 )
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("row", SERVER, ids=lambda row: row.step.value)
 def test_server_full(row: StepRow, full_server: tuple[Scene, Disk]) -> None:
     scene, disk = full_server
@@ -205,6 +206,7 @@ CLIENT = rows(
 )
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("row", CLIENT, ids=lambda row: row.step.value)
 def test_client_full(row: StepRow, full_client: tuple[Scene, Disk]) -> None:
     scene, disk = full_client

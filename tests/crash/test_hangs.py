@@ -37,6 +37,7 @@ def check(scene: Scene, ended: Ended) -> None:
     scene.goes_on(verdict)
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("row", REMOTE, ids=name_of)
 def test_agent_hangs_and_the_line_is_cut(row: StepRow, line: Line, base: World, folder: Path) -> None:
     """The client asks again on a new connection, and waits for the agent's own end."""
@@ -58,6 +59,7 @@ def test_agent_hangs_and_the_line_is_cut(row: StepRow, line: Line, base: World, 
 UNMENDED = LOCAL if FULL else [r for r in LOCAL if r.row in (6, 7, 8)]
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize(
     ("row", "mended"), [*((row, True) for row in LOCAL), *((row, False) for row in UNMENDED)], ids=name_of
 )

@@ -24,7 +24,7 @@ from tests.e2e.world import Ended, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen")]
 
-MANY = 25 if FULL else 1
+MANY = 50 if FULL else 1
 
 
 @frozen
@@ -81,7 +81,7 @@ def scene_for(rng: random.Random, base: World, folder: Path) -> Scene:
 # Death
 
 
-@drawn(10)
+@drawn(5)
 def test_client_killed(
     number: int, rng: random.Random, measured: Measured, base: World, folder: Path
 ) -> None:
@@ -94,7 +94,7 @@ def test_client_killed(
     check(scene, running.end(), rng)
 
 
-@drawn(10)
+@drawn(5)
 def test_agent_killed(
     number: int, rng: random.Random, line: Line, measured: Measured, base: World, folder: Path
 ) -> None:
@@ -119,7 +119,7 @@ def test_agent_killed(
     check(scene, ended, rng)
 
 
-@drawn(4)
+@drawn(2)
 def test_both_killed(
     number: int, rng: random.Random, line: Line, measured: Measured, base: World, folder: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_both_killed(
     check(scene, running.end(), rng)
 
 
-@drawn(3)
+@drawn(2)
 def test_killed_again_and_again(
     number: int, rng: random.Random, measured: Measured, base: World, folder: Path
 ) -> None:
@@ -164,7 +164,7 @@ def kill(pid: int, number: signal.Signals) -> None:
 # Interruption
 
 
-@drawn(8)
+@drawn(4)
 def test_interrupted(number: int, rng: random.Random, measured: Measured, base: World, folder: Path) -> None:
     """Ctrl-C or a shutdown: it is undone, or complete, and it says which."""
     scene = scene_for(rng, base, folder)
@@ -226,7 +226,7 @@ def cut_off(where: Where, rng: random.Random, line: Line, measured: Measured, sc
     check(scene, ended, rng)
 
 
-@drawn(6)
+@drawn(3)
 @pytest.mark.parametrize("where", ANYWHERE, ids=lambda where: where.way)
 def test_cut_anywhere(
     where: Where,
@@ -240,7 +240,7 @@ def test_cut_anywhere(
     cut_off(where, rng, line, measured, everything(base, folder))
 
 
-@drawn(6)
+@drawn(3)
 @pytest.mark.parametrize("where", AT_THE_COMMIT, ids=lambda where: where.way)
 def test_cut_at_the_commit(
     where: Where,
@@ -254,7 +254,7 @@ def test_cut_at_the_commit(
     cut_off(where, rng, line, measured, everything(base, folder))
 
 
-@drawn(3)
+@drawn(2)
 def test_stalled(
     number: int, rng: random.Random, line: Line, measured: Measured, base: World, folder: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_killed(row: StepRow, then: str, zfs_base: ZfsWorld, folder: Path) -> No
     tidy(scene)
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize("row", [row for row in STEPS if row.side is Side.REMOTE], ids=name_of)
 def test_an_error(row: StepRow, zfs_base: ZfsWorld, folder: Path) -> None:
     """A full disk instead of death."""

@@ -22,6 +22,7 @@ from protocol.tree.posix import PosixTree
 from tests.agent.client import tree_of
 from tests.agent.storage.ground import Ground, ZfsGround, claim, only_directory
 from tests.agent.storage.test_repository import Died
+from tests.crash.scene import FULL
 from tests.hosts.zfs_wrapper import forbidden
 
 Tree = dict[str, bytes]
@@ -243,17 +244,22 @@ class Crash:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_crash_anywhere_leaves_each_snapshot_whole_or_pruned(history: History, after: bool) -> None:
+def test_a_crash_anywhere_leaves_each_snapshot_whole_or_pruned(
+    history: History, after: bool, rng: random.Random
+) -> None:
+    """At each step with ``DSG_FULL=1``, else at every second one."""
     history.protect(2)
     seen = [history.check()]
-    number = 0
+    rounds = 0
+    skipped = 0 if FULL else rng.randint(0, 1)
     while True:
-        number += 1
+        rounds += 1
         # There is always something left to prune: one more snapshot for each crash.
         history.sync(
-            {"f": b"%d" % number, f"only{number}": os.urandom(8)}, [f"only{number - 1}"][: number - 1]
+            {"f": b"%d" % rounds, f"only{rounds}": os.urandom(8)}, [f"only{rounds - 1}"][: rounds - 1]
         )
         before = history.check()
+        number = rounds if FULL else 2 * rounds - skipped
         crash = Crash(number, after)
         with crash.armed():
             try:
@@ -271,7 +277,7 @@ def test_a_crash_anywhere_leaves_each_snapshot_whole_or_pruned(history: History,
         if not died:
             assert found == wanted
             break
-        if number % 2:
+        if rounds % 2:
             history.ground.open().recover(claim())
             history.check(found)
     assert number > 4
