@@ -24,7 +24,7 @@ from protocol.messages import GetSnapshot, OpenRepo
 from protocol.records import SnapshotRecord
 from tests.agent.client import AgentGone, Client, tree_of
 from tests.agent.spots import ZfsSpot
-from tests.crash.scene import FULL
+from tests.crash.scene import FULL, until
 from tests.hosts.zfs_wrapper import ZfsWrapper, forbidden
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("zfs-fuse", "root"), pytest.mark.timeout(600)]
@@ -465,7 +465,9 @@ def _link_taken(old: Old) -> None:
 
 
 def _among_generations(old: Old) -> None:
-    old.zfs("set", f"mountpoint={old.spot.root.folder}/.gen/there", old.dataset)
+    there = old.spot.root.folder / ".gen" / "there"
+    old.zfs("set", f"mountpoint={there}", old.dataset)
+    until(lambda: os.path.ismount(there), "zfs-fuse to mount it")
 
 
 def _shows_snapshots(old: Old) -> None:

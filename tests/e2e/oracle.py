@@ -301,8 +301,15 @@ class Repository:
         ]
         # By these an agent tries out the file system, without a lock. A killed one's are removed in time.
         left = [name for name in left if "/tmp/probe-" not in name.rpartition(AREA)[2]]
+        # A killed agent's note stays until somebody needs the lock: nobody, when all but that was done.
+        left = [name for name in left if name != "lock.holder" or self._holder_lives()]
         assert not left, f"left over on the server: {left}"
         return self
+
+    def _holder_lives(self) -> bool:
+        """Whether the process that says to have the repository's lock is there."""
+        pid: int = json.loads((self.folder / AREA / "lock.holder").read_bytes())["pid"]
+        return Path("/proc", str(pid)).exists()
 
 
 def read_repository(
