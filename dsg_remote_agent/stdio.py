@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from importlib.machinery import PathFinder
 
-from protocol.preamble import Preamble, preamble_bytes
+from protocol.preamble import Preamble, have_zstd, preamble_bytes
 from protocol.version import VERSION
 
 __all__ = ["announce", "claim"]
@@ -35,11 +34,6 @@ def claim() -> tuple[int, int]:
 
 def announce(sink: int) -> Preamble:
     """Write the preamble: the first bytes that a client looks for. Returns what it says."""
-    preamble = Preamble(dsg=VERSION, features=_features())
+    preamble = Preamble(dsg=VERSION, features=frozenset(["zstd"] if have_zstd() else ()))
     os.write(sink, preamble_bytes(preamble))
     return preamble
-
-
-def _features() -> frozenset[str]:
-    # Looked for, not imported: that would take longer than all the rest.
-    return frozenset(["zstd"]) if PathFinder.find_spec("zstandard") is not None else frozenset()

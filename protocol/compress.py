@@ -1,8 +1,9 @@
 """Compression of DATA payloads, one by one, skipped where it does not pay.
 
-zstd when both sides have it (the feature ``zstd``), else zlib. Whether the
-next payload is worth a try is decided from what came before it, never from a
-clock: the same bytes always give the same frames.
+zstd when both sides have it (the feature ``zstd``), else zlib; and zlib for
+what is small, where importing zstd would take longer on both sides than it
+saves. Whether the next payload is worth a try is decided from what came before
+it, never from a clock: the same bytes always give the same frames.
 """
 
 from __future__ import annotations
@@ -15,20 +16,12 @@ from protocol.codec import MAX_PAYLOAD, Buffer
 from protocol.errors import RemoteProtocolError
 from protocol.framing import Flag
 
-__all__ = ["Compressor", "blocks", "have_zstd", "inflate"]
+__all__ = ["Compressor", "blocks", "inflate"]
 
 _SAMPLE = 16 * 1024
 _LEAST = 256  # below it, the frame's header outweighs what could be saved
 _MOST_SKIPPED = 32
-
-
-def have_zstd() -> bool:
-    """Whether this side can offer the feature ``zstd``."""
-    try:
-        import zstandard  # noqa: F401
-    except ImportError:
-        return False
-    return True
+_SMALL = 128 * 1024  # of a body are compressed by zlib, whichever was agreed on
 
 
 def blocks(content: Buffer, size: int = 512 * 1024) -> Iterator[memoryview]:
@@ -44,30 +37,26 @@ class Compressor:
     A payload is sent compressed when that saves at least an eighth. Of a
     larger one a sample is tried first; after one that did not shrink, the
     next are sent as they are, twice as many after each such finding, up to 32.
+    With ``zstd``, the first 128 KiB that are tried or compressed are so by zlib.
     """
 
     def __init__(self, algorithm: str, level: int = 1) -> None:
-        self._deflate: Callable[[Buffer], bytes] | None
-        if algorithm == "zstd":
-            import zstandard
-
-            self._deflate = zstandard.ZstdCompressor(level=level, write_content_size=True).compress
-            self._flag = Flag.ZSTD
-        elif algorithm == "zlib":
-            self._deflate = lambda payload: zlib.compress(payload, level)
-            self._flag = Flag.ZLIB
-        elif algorithm == "none":
-            self._deflate = None
-            self._flag = Flag.NONE
-        else:
+        if algorithm not in ("zstd", "zlib", "none"):
             raise ValueError(f"unknown compression {algorithm!r}")
+        self._level = level
+        self._packer: Callable[[Buffer], bytes] | None = None
+        self._flag = Flag.NONE
+        self._until_zstd = _SMALL if algorithm == "zstd" else -1
+        if algorithm != "none":
+            self._packer = lambda payload: zlib.compress(payload, level)
+            self._flag = Flag.ZLIB
         self._skip = 0  # payloads to pass over before the next try
         self._penalty = 0
 
     def compress(self, payload: Buffer) -> tuple[Buffer, Flag]:
         """What to send for ``payload``, and the flag to send it with. An incompressible one is not copied."""
         size = len(payload)
-        if self._deflate is None or size < _LEAST:
+        if self._packer is None or size < _LEAST:
             return payload, Flag.NONE
         if self._skip:
             self._skip -= 1
@@ -75,13 +64,24 @@ class Compressor:
         if size >= 4 * _SAMPLE:
             middle = (size - _SAMPLE) // 2
             sample = memoryview(payload)[middle : middle + _SAMPLE]
-            if not _pays(_SAMPLE, len(self._deflate(sample))):
+            if not _pays(_SAMPLE, len(self._pack(sample))):
                 return self._passed(payload)
-        deflated = self._deflate(payload)
+        deflated = self._pack(payload)
         if not _pays(size, len(deflated)):
             return self._passed(payload)
         self._penalty = 0
         return deflated, self._flag
+
+    def _pack(self, payload: Buffer) -> bytes:
+        assert self._packer is not None
+        if self._until_zstd >= 0:
+            self._until_zstd -= len(payload)
+            if self._until_zstd < 0:
+                import zstandard
+
+                self._packer = zstandard.ZstdCompressor(level=self._level, write_content_size=True).compress
+                self._flag = Flag.ZSTD
+        return self._packer(payload)
 
     def _passed(self, payload: Buffer) -> tuple[Buffer, Flag]:
         self._penalty = min(max(1, 2 * self._penalty), _MOST_SKIPPED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from importlib.machinery import PathFinder
 from typing import Any
 
 from protocol.codec import MAX_PAYLOAD, Buffer
@@ -22,6 +23,7 @@ __all__ = [
     "PreambleFound",
     "PreambleMissing",
     "PreambleScanner",
+    "have_zstd",
     "preamble_bytes",
 ]
 
@@ -265,3 +267,8 @@ class Hello(Value):
             )
         except ValueError as error:
             raise RemoteProtocolError(f"the HELLO cannot be read: {error}") from None
+
+
+def have_zstd() -> bool:
+    """Whether this side can offer the feature ``zstd``: looked for, not imported."""
+    return PathFinder.find_spec("zstandard") is not None

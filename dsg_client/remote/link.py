@@ -71,8 +71,8 @@ async def open_link(
         )
     from dsg_client.remote.calls import RemoteAgent
     from dsg_client.remote.session import AgentSession
-    from protocol.compress import have_zstd
     from protocol.connection import Connection
+    from protocol.preamble import have_zstd
     from protocol.version import VERSION
 
     connection = Connection.client(started.preamble, VERSION, {"zstd"} if have_zstd() else ())

@@ -19,8 +19,8 @@ from dsg_client.remote.reach import Link
 from dsg_client.sync.events import Emit, Phase, PhaseStarted
 from dsg_client.sync.settling import describe_pending
 from dsg_client.sync.site import Site, open_site
-from protocol.compress import have_zstd
 from protocol.errors import ConfigError, DsgError
+from protocol.preamble import have_zstd
 from protocol.records import SnapshotRecord
 from protocol.version import VERSION
 
