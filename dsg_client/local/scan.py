@@ -24,6 +24,7 @@ import os
 import stat as stat_bits
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from dsg_client.local.findings import Findings
@@ -49,6 +50,7 @@ class Scanned(NamedTuple):
     identity: Identity
 
 
+_STRETCH = 512  # entries looked at together
 _LOOKAHEAD = 4096  # entries that may wait for a file before them to be hashed
 _KINDS = {
     stat_bits.S_IFIFO: "is a fifo (named pipe)",
@@ -96,6 +98,7 @@ class Scan:
         self.rotten: list[str] = []
         self._index = iter(index)
         self._row: IndexRow = next(self._index, _NO_ROW)
+        self._rows: deque[IndexRow] = deque()  # those after it that were read already
         self._clock = clock
         self._verify = verify
         self._walk = Walk(
@@ -106,7 +109,8 @@ class Scan:
         )
         self._pool = HashPool(algorithm, threads or min(4, (os.cpu_count() or 1) + 1))
         # In canonical order: entries, files being read with their old row, paths to drop from the index.
-        self._waiting: deque[Scanned | tuple[FileRead, IndexRow] | str] = deque()
+        self._waiting: deque[list[Scanned] | tuple[FileRead, IndexRow] | str] = deque()
+        self._queued = 0  # entries and files in it
 
     @property
     def warnings(self) -> list[PathProblem]:
@@ -123,9 +127,15 @@ class Scan:
         self._pool.stop()
 
     def __iter__(self) -> Iterator[Scanned]:
+        for stretch in self.stretches():
+            yield from stretch
+
+    def stretches(self) -> Iterator[list[Scanned]]:
+        """The same in lists of neighbours, which a loop over all of them goes through sooner."""
         try:
             for run in self._walk:
-                yield from self._visit(run)
+                for start in range(0, len(run.items), _STRETCH):
+                    yield from self._visit(run, run.items[start : start + _STRETCH])
             while self._waiting:
                 yield from self._ready(force=True)
             while self._row[0]:
@@ -136,11 +146,61 @@ class Scan:
             self._walk.close()
         self.findings.raise_if_any()
 
-    def _visit(self, run: Run) -> Iterator[Scanned]:
-        prefix, waiting, verify = run.prefix, self._waiting, self._verify
+    def _visit(self, run: Run, items: list[os.DirEntry[str]]) -> Iterator[list[Scanned]]:
+        """A few neighbours: those that the index knows as they are go through at once."""
+        known = self._known(run, items)
+        if known is None:
+            yield from self._one_by_one(run, items)
+            return
+        scanned, others = known
+        at = 0
+        for other in [*others, len(items)]:
+            if at < other:
+                self._drop_rows(other - at)
+                self.files += other - at
+                self.bytes += sum([identity[0] for _, identity in scanned[at:other]])
+                yield from self._passed(scanned[at:other])
+            if other < len(items):
+                yield from self._one_by_one(run, [items[other]])
+            at = other + 1
+
+    def _known(self, run: Run, items: list[os.DirEntry[str]]) -> tuple[list[Scanned], list[int]] | None:
+        """What is found where all of these are files that stand next in the index, in this order.
+
+        With the positions of those that look otherwise than there. None where
+        each must be looked at for itself.
+        """
+        if not run.fresh or self._verify or not self._walk.plain_spelling:
+            return None
+        rows = self._next_rows(len(items))
+        prefix = run.prefix
+        paths = [prefix + item.name for item in items]
+        if [row[0] for row in rows] != paths:
+            return None
+        try:
+            stats = [item.stat(follow_symlinks=False) for item in items]
+        except OSError:
+            return None
+        modes = [found.st_mode for found in stats]
+        if {mode & 0o170000 for mode in modes} != {stat_bits.S_IFREG}:
+            return None
+        identities = [(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) for found in stats]
+        others = [n for n, row in enumerate(rows) if row[1:5] != identities[n]]
+        return [
+            _new(
+                Scanned,
+                (
+                    _new(Entry, (path, FILE, row[5], mode & 0o100 != 0, identity[0], identity[1], "", 0)),
+                    identity,
+                ),
+            )
+            for path, row, mode, identity in zip(paths, rows, modes, identities, strict=True)
+        ], others
+
+    def _one_by_one(self, run: Run, items: list[os.DirEntry[str]]) -> Iterator[list[Scanned]]:
+        prefix = run.prefix
         spell = None if self._walk.plain_spelling else self._walk.spell
-        row = self._row
-        for item in run.items:
+        for item in items:
             name = item.name
             path = prefix + (name if spell is None else spell(item))
             try:
@@ -152,46 +212,44 @@ class Scan:
                 self.findings.failed(path, error)
                 continue
             mode = found.st_mode
-            if row[0] != path and row[0]:
-                self._row = row
-                row = self._seek_row(path)
+            if self._row[0] != path and self._row[0]:
+                self._seek_row(path)
             if mode & 0o170000 != stat_bits.S_IFREG:
-                scanned = self._special(run.folder, name, path, found)
-                if scanned is None:
-                    continue
-            else:
-                identity = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-                old = _NO_ROW
-                if row[0] == path:
-                    old = row
-                    row = self._row = next(self._index, _NO_ROW)
-                if old[1:5] != identity or verify:
-                    self.differs = True
-                    if not self.findings.refused:
-                        file = FileRead(run.folder, name, path, identity)
-                        self._pool.add(file)
-                        waiting.append((file, old))
-                        yield from self._ready(force=len(waiting) > _LOOKAHEAD)
-                    elif not os.access(name, os.R_OK, dir_fd=run.folder.fd, effective_ids=_EFFECTIVE):
-                        # The scan fails anyway and reads nothing more; the list is to be complete.
-                        self.findings.failed(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-                    continue
+                special = self._special(run.folder, name, path, found)
+                if special is not None:
+                    yield from self._passed([special])
+                continue
+            identity = identity_of(found)
+            old = _NO_ROW
+            if self._row[0] == path:
+                old = self._row
+                self._drop_rows(1)
+            if old[1:5] == identity and not self._verify:
                 self.files += 1
                 self.bytes += identity[0]
-                scanned = _new(
-                    Scanned,
-                    (
-                        _new(Entry, (path, FILE, old[5], mode & 0o100 != 0, identity[0], identity[1], "", 0)),
-                        identity,
-                    ),
-                )
-            if waiting:
-                waiting.append(scanned)
-                if len(waiting) > _LOOKAHEAD:
-                    yield from self._ready(force=True)
-            else:
-                yield scanned
-        self._row = row
+                entry = Entry(path, FILE, old[5], mode & 0o100 != 0, identity[0], identity[1])
+                yield from self._passed([Scanned(entry, identity)])
+                continue
+            self.differs = True
+            if not self.findings.refused:
+                file = FileRead(run.folder, name, path, identity)
+                self._pool.add(file)
+                self._waiting.append((file, old))
+                self._queued += 1
+                yield from self._ready(force=self._queued > _LOOKAHEAD)
+            elif not os.access(name, os.R_OK, dir_fd=run.folder.fd, effective_ids=_EFFECTIVE):
+                # The scan fails anyway and reads nothing more; the list is to be complete.
+                self.findings.failed(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+    def _passed(self, stretch: list[Scanned]) -> Iterator[list[Scanned]]:
+        """Yield these, or have them wait for a file before them to be read."""
+        if not self._waiting:
+            yield stretch
+            return
+        self._waiting.append(stretch)
+        self._queued += len(stretch)
+        if self._queued > _LOOKAHEAD:
+            yield from self._ready(force=True)
 
     def _special(self, folder: OpenFolder, name: str, path: str, found: os.stat_result) -> Scanned | None:
         """A link; anything else is refused."""
@@ -216,12 +274,23 @@ class Scan:
 
     # The stat index
 
-    def _seek_row(self, path: str) -> IndexRow:
+    def _next_rows(self, count: int) -> list[IndexRow]:
+        """The next rows, so many when there are, without going on to them."""
+        rows = self._rows
+        rows.extend(islice(self._index, count - 1 - len(rows)) if count - 1 > len(rows) else ())
+        return [self._row, *islice(rows, count - 1)]
+
+    def _drop_rows(self, count: int) -> None:
+        """Go on by so many rows."""
+        rows = self._rows
+        for _ in range(count):
+            self._row = rows.popleft() if rows else next(self._index, _NO_ROW)
+
+    def _seek_row(self, path: str) -> None:
         """Go on in the index to the first row that is not before ``path``."""
         key = sort_key(path)
         while self._row[0] and sort_key(self._row[0]) < key:
             self._skip_row()
-        return self._row
 
     def _skip_row(self) -> None:
         self.differs = True
@@ -231,17 +300,18 @@ class Scan:
                 self._waiting.append(self._row[0])
             else:
                 self.changes.drop(self._row[0])
-        self._row = next(self._index, _NO_ROW)
+        self._drop_rows(1)
 
     # Files that were read
 
-    def _ready(self, *, force: bool) -> Iterator[Scanned]:
+    def _ready(self, *, force: bool) -> Iterator[list[Scanned]]:
         """What can be yielded now, in order; with ``force`` at least the first, after waiting for it."""
         waiting = self._waiting
         while waiting:
             first = waiting[0]
-            if isinstance(first, Scanned):
+            if isinstance(first, list):
                 yield first
+                self._queued -= len(first)
             elif isinstance(first, str):
                 self.changes.drop(first)
             else:
@@ -252,7 +322,8 @@ class Scan:
                     return
                 scanned = self._finished(file, old)
                 if scanned is not None:
-                    yield scanned
+                    yield [scanned]
+                self._queued -= 1
             force = False
             waiting.popleft()
 

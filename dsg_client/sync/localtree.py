@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from dsg_client.local.scan import Scanned
@@ -16,6 +17,8 @@ from protocol.value import Value
 
 __all__ = ["LocalTree"]
 
+_TELL_EVERY = 512  # entries
+
 
 class LocalTree(Value):
     """One complete scan. Entries are kept encoded, identities as plain numbers: about 110 bytes an entry."""
@@ -26,22 +29,25 @@ class LocalTree(Value):
     since: Since | None = None
 
     @classmethod
-    def read(cls, scan: Iterable[Scanned], algorithm: str, tick: Callable[[int], None]) -> LocalTree:
+    def read(
+        cls, stretches: Iterable[Collection[Scanned]], algorithm: str, tick: Callable[[int], None]
+    ) -> LocalTree:
         """Run the scan to its end; ``tick`` is told the number of entries so far, now and then."""
         numbers, times = array("Q"), array("q")
 
-        def entries() -> Iterator[Entry]:
-            count = 0
-            for entry, (size, mtime_ns, ctime_ns, inode) in scan:
-                numbers.extend((size, inode))
-                times.extend((mtime_ns, ctime_ns))
-                count += 1
-                if not count % 512:
+        def entries() -> Iterator[list[Entry]]:
+            count = told = 0
+            for stretch in stretches:
+                numbers.extend([n for _, (size, _, _, inode) in stretch for n in (size, inode)])
+                times.extend([n for _, (_, mtime_ns, ctime_ns, _) in stretch for n in (mtime_ns, ctime_ns)])
+                yield [entry for entry, _ in stretch]
+                count += len(stretch)
+                if count - told >= _TELL_EVERY:
+                    told = count
                     tick(count)
-                yield entry
             tick(count)
 
-        return cls(Manifest.from_entries(entries(), algorithm), numbers, times)
+        return cls(Manifest.from_entries(chain.from_iterable(entries()), algorithm), numbers, times)
 
     def sent(self) -> tuple[tuple[Any, ...], list[Buffer]]:
         """For another process on this machine: plain values, and what is large beside them."""

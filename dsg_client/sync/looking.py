@@ -120,9 +120,9 @@ class Look:
             if self._stopped:
                 raise Stopped
 
-        local = LocalTree.read(self._scan, self._algorithm, tick)
+        local = LocalTree.read(self._scan.stretches(), self._algorithm, tick)
         if cache is not None:
-            local = local.but(since=Since.of(local, cache))
+            local = local.but(since=Since.of(local.manifest, cache))
         return Looked(local, tuple(self._scan.warnings), tuple(self._scan.rotten))
 
     def save(self) -> None:

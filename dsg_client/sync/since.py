@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import tee
+from typing import Any, cast
 
 from dsg_client.core.merge import Difference, differences
-from protocol.manifest import Entry, Manifest
+from protocol.manifest import Entry, Manifest, Row
 from protocol.value import Value
 
 __all__ = ["Since"]
@@ -23,21 +24,24 @@ class Since(Value):
     places: dict[str, tuple[int, Entry]]
 
     @classmethod
-    def of(cls, local: Iterable[Entry], cache: Manifest) -> Since | None:
+    def of(cls, local: Manifest, cache: Manifest) -> Since | None:
         """Compare; None when there are too many to be worth it."""
         number = -1
 
-        def counted() -> Iterator[Entry]:
+        def counted() -> Iterator[Row]:
             nonlocal number
-            for number, entry in enumerate(local):  # noqa: B007  read below
-                yield entry
+            for number, row in enumerate(local.rows()):  # noqa: B007  read below
+                yield row
 
         found: list[Difference] = []
         places: dict[str, tuple[int, Entry]] = {}
-        for difference in differences(counted(), cache, cache):
-            found.append(difference)
-            if difference.local is not None:
-                places[difference.local.path] = number, difference.local
+        # Rows, and each but once: nearly all are the same, and nobody wants them as entries.
+        rows = cast("tuple[Iterator[Entry], ...]", (counted(), *tee(cache.rows())))
+        for equal, a, b, _ in differences(*rows):
+            entry, known = a and Entry._make(a), b and Entry._make(b)
+            found.append(Difference(equal, entry, known, known))
+            if entry is not None:
+                places[entry.path] = number, entry
             if len(found) > _MOST:
                 return None
         return cls(cache.digest, tuple(found), places)
