@@ -19,7 +19,7 @@ from dsg_client.remote.session import AgentSession
 from protocol import messages as m
 from protocol.codec import Scalar, pack_rows
 from protocol.compress import Compressor, inflate
-from protocol.errors import IntegrityError, RemoteProtocolError
+from protocol.errors import DsgError, IntegrityError, RemoteProtocolError
 from protocol.manifest import Entry
 from protocol.paths import RelPath, escape
 from protocol.preamble import Preamble
@@ -322,16 +322,26 @@ class RemoteRepo(Value):
         begun: m.Begun = await self._ask(request, news)
         return begun
 
-    async def send_changes(self, txid: str, rows: ManyRows) -> int:
-        """Send the whole change: entries to put, ``[path]`` to delete, in canonical order; how many came."""
+    @asynccontextmanager
+    async def changes(self, txid: str, rows: ManyRows) -> AsyncIterator[None]:
+        """Send the whole change: entries to put, ``[path]`` to delete, in canonical order.
+
+        Its answer is waited for at the end of the context: the contents that
+        are sent in it follow at once. Why the agent refused the change takes
+        the place of what it then says of them.
+        """
         async with self._exchange(m.Changes(repo=self.number, txid=txid), body=True) as exchange:
             await self.agent.send_rows(exchange, rows)
-            taken: m.ChangesTaken = m.parse_result(m.Changes, await exchange.response())
-            return taken.count
+            try:
+                yield
+            except DsgError:
+                exchange.raise_failure()
+                raise
+            m.parse_result(m.Changes, await exchange.response())
 
     @asynccontextmanager
     async def upload(self, txid: str, news: News | None = None) -> AsyncIterator[Upload]:
-        """Send contents of files, numbered by their rows in ``send_changes``."""
+        """Send contents of files, numbered by their rows in :meth:`changes`."""
         request = m.Upload(repo=self.number, txid=txid)
         async with self._exchange(request, body=True, news=news) as exchange:
             yield Upload(exchange)

@@ -102,6 +102,11 @@ class Exchange:
             await self._news.wait()
         return self._fields
 
+    def raise_failure(self) -> None:
+        """Raise the agent's error, or the connection's failure, when it is known."""
+        if self._error is not None:
+            raise fresh(self._error)
+
     async def receive(self) -> DataReceived | None:
         """The next piece of the answer's body, None at its end; give each to ``consumed``.
 

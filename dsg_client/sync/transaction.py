@@ -147,15 +147,18 @@ class Transaction:
         if not self._plan.changes_remote:
             return
         edits = list(self._plan.remote_edits())
-        await self._repo.send_changes(self._txid, ((e.path,) if e.after is None else e.after for e in edits))
         moving = {change.path for change in self._plan.uploads if change.moves_content}
         sources = [
             Source(number, edit.path, edit.after.size)
             for number, edit in enumerate(edits)
             if edit.after is not None and edit.after.kind == FILE and edit.path in moving
         ]
-        if not sources:
-            return
+        rows = ((e.path,) if e.after is None else e.after for e in edits)
+        async with self._repo.changes(self._txid, rows):
+            if sources:
+                await self._send(sources)
+
+    async def _send(self, sources: list[Source]) -> None:
         async with self._repo.upload(self._txid) as upload:
             expected = self._local.expected_stat
             steps = payloads(self._site.tree.open_read, sources, lambda s, stat: expected(s.path, stat))

@@ -69,7 +69,8 @@ async def commit(repo: RemoteRepo, files: dict[str, bytes], txid: str = TXID) ->
     news: list[Phase] = []
     begun = await repo.begin(txid, base=base.digest, user=WHO, host="here")
     assert begun.free > 0 and not begun.outside
-    assert await repo.send_changes(txid, rows) == len(rows)
+    async with repo.changes(txid, rows):
+        pass
     async with repo.upload(txid, news.append) as upload:
         packer = Packer()
         for number, content in enumerate(files[row.path] for row in rows):
@@ -168,7 +169,8 @@ async def test_what_nobody_reads_yet_keeps_nothing_else_from_its_answer(
     for number in range(3500):
         target = "".join(rng.choices(letters, k=4000))
         links.append(Entry(f"input/{number:05}", LINK, target.encode(), False, 0, 0, WHO, 1))
-    await repo.send_changes(TXID, links)
+    async with repo.changes(TXID, links):
+        pass
     digest = Manifest.from_entries(links).digest
     raw = await repo.prepare(TXID, manifest=digest, message="", user=WHO, host="here")
     record = SnapshotRecord.from_bytes(raw)
@@ -181,10 +183,26 @@ async def test_what_nobody_reads_yet_keeps_nothing_else_from_its_answer(
         assert not found.same and found.head == raw and len(encoded) > 13_000_000
 
 
+async def test_contents_follow_their_changes_at_once(repo: RemoteRepo) -> None:
+    """Why the agent refuses the changes is told, not what it makes of contents that it does not expect."""
+    base = SnapshotRecord.from_bytes(repo.opened.head)
+    await repo.begin(TXID, base=base.digest, user=WHO, host="here")
+    twice = [entry("input/a", b"1"), entry("input/a", b"1")]
+    with pytest.raises(RemoteProtocolError, match="rows are out of order"):
+        async with repo.changes(TXID, twice), repo.upload(TXID) as upload:
+            packer = Packer()
+            for payload in [*packer.chunk(1, 0, b"1"), *packer.done(1, 1), *packer.flush()]:
+                await upload.send(payload)
+            await upload.finish()
+    await repo.abort(TXID)
+    await commit(repo, {"input/a": b"1"}, "2" * 32)
+
+
 async def test_an_aborted_transaction_leaves_the_head(repo: RemoteRepo) -> None:
     base = SnapshotRecord.from_bytes(repo.opened.head)
     await repo.begin(TXID, base=base.digest, user=WHO, host="here")
-    await repo.send_changes(TXID, [entry("input/a", b"1")])
+    async with repo.changes(TXID, [entry("input/a", b"1")]):
+        pass
     await repo.abort(TXID)
     found, _ = await repo.manifest(have=base.digest)
     assert found.same
