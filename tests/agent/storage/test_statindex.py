@@ -41,6 +41,19 @@ def test_there_and_back(ground: Ground) -> None:
     assert believed(ground, RECORD, 100) == rows
 
 
+def test_what_was_changed_in_the_tick_of_the_look_is_not_known(ground: Ground) -> None:
+    tree = ground.tree()
+    now = file_clock(tree)
+    grain = tree.capabilities.time_grain_ns
+    for count in (0, 1, 50):
+        early = [IndexRow(2**62, now - grain - 1 - n, 2**64 - 1, n) for n in range(count)]
+        for late in ([], [now - grain], [now, now + 1]):
+            index = StatIndex()
+            for row in [*early, *(IndexRow(1, ctime, 2, 3) for ctime in late), IndexRow(5, -1, 6, 7)]:
+                index.append(row)
+            assert list(index.settled(tree, now)) == [*early, *([UNKNOWN] * len(late)), IndexRow(5, -1, 6, 7)]
+
+
 @pytest.mark.parametrize("what", ["missing", "another record", "another count", "empty", "folder moved in"])
 def test_not_believed(ground: Ground, tmp_path: Path, what: str) -> None:
     saved(ground, [IndexRow(1, 1, 1, 1)] * 3)
