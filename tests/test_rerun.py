@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SAMPLE = """
 import os, signal, time, pytest
+from tests import rerun
+
+rerun.LOOK_S = rerun.STANDS_S = 2.0
 
 @pytest.fixture
 def zfs(zfs_host):
@@ -34,6 +37,17 @@ def test_it_dies_when_all_is_well(zfs):
     with pytest.raises(AssertionError): dies(zfs, "first"); dies(zfs, "second"); assert False
 
 def test_it_dies_twice(zfs): dies(zfs, "once"); dies(zfs, "twice")
+
+def test_it_hangs(zfs):
+    folder = zfs.mountpoint / "hangs"
+    if not os.path.exists("hung"):
+        open("hung", "w").close()
+        zfs.zfs("create", "-o", f"mountpoint={folder}", f"{zfs.pool}/hangs")
+        while not os.path.ismount(folder): time.sleep(0.01)
+        os.kill(zfs.pid, signal.SIGSTOP)
+    os.listdir(folder)
+
+def test_it_takes_its_time(zfs): time.sleep(5)
 
 def test_it_runs_on(zfs): assert not print("tried once")
 
@@ -65,14 +79,20 @@ def test_only_what_lost_its_zfs_is_run_again(tmp_path: Path, options: tuple[str,
         "test_it_dies": "PASSED",
         "test_it_dies_when_all_is_well": "PASSED",
         "test_it_dies_twice": "FAILED",
+        "test_it_hangs": "PASSED",
+        "test_it_takes_its_time": "PASSED",
         "test_it_runs_on": "PASSED",
         "test_it_fails_by_itself": "FAILED",
         "test_it_is_killed": "FAILED",
     }, told
-    again = re.findall(r"^zfs-fuse died in \S+::(\w+), which was run again: (.*)$", told, re.MULTILINE)
-    assert sorted(again) == [
-        ("test_it_dies", "Segmentation fault"),
-        ("test_it_dies_twice", "Segmentation fault"),
-        ("test_it_dies_when_all_is_well", "Segmentation fault"),
-    ], told
+    again = [words.partition(", which was run again: ") for words in told.split("\nzfs-fuse died in ")[1:]]
+    assert {place.rpartition("::")[2] for place, _, _ in again} == {
+        "test_it_dies",
+        "test_it_dies_twice",
+        "test_it_dies_when_all_is_well",
+        "test_it_hangs",
+    }, told
+    for place, _, words in again:
+        hung = place.endswith("hangs")
+        assert ("it did not answer any more" if hung else "Segmentation fault") in words, told
     assert re.findall(r"^tried once$", told, re.MULTILINE) == ["tried once"] * 3, told

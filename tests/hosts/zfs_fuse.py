@@ -61,6 +61,7 @@ class ZfsFuse(LocalZfs):
         self.mountpoint = folder / "srv"
         self._image = folder / "pool.img"
         self._log = (folder / "daemon.log").open("ab")
+        self._said_before = 0  # bytes in it that earlier daemons said
         self.pid: int | None = None  # the daemon's
         self._namespace = -1
         self._inside = 0
@@ -124,6 +125,7 @@ class ZfsFuse(LocalZfs):
         """Start the daemon (again) and wait until it answers; after :meth:`kill`, mount what was mounted."""
         program = find_program("zfs-fuse")
         assert program is not None
+        self._said_before = os.fstat(self._log.fileno()).st_size
         with self.entered():
             self._forget_mounts()  # of a daemon that is gone
             again = self._image.exists()
@@ -168,7 +170,17 @@ class ZfsFuse(LocalZfs):
         if self.pid is None or state_of(self.pid):
             return None
         self._wait_for_threads()
-        return (self.folder / "daemon.log").read_text(errors="replace")[-2000:] or "it said nothing"
+        said, deadline = "", time.monotonic() + 2
+        while "ended with" not in said and time.monotonic() < deadline:
+            said = (self.folder / "daemon.log").read_bytes()[self._said_before :].decode(errors="replace")
+        return said[-2000:] or "it said nothing"
+
+    def give_up(self) -> None:
+        """Kill a daemon that does not answer: it counts as one that :meth:`died`."""
+        assert self.pid is not None
+        self._log.write(b"it did not answer any more, and was killed\n")
+        self._log.flush()
+        os.kill(self.pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Begin with a new daemon, and the same pool, after it :meth:`died`."""
