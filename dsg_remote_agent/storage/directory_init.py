@@ -22,6 +22,7 @@ from dsg_remote_agent.storage.layout import (
     TMP,
     Marker,
     manifest_path,
+    object_folders,
     record_path,
 )
 from dsg_remote_agent.storage.livetree import is_ours
@@ -88,6 +89,8 @@ def make_repository(
     tree.mkdir(beside)
     fill_area(tree, beside, marker, record, settings)
     tree.make_folders(_in(beside, OBJECTS))
+    for folder in object_folders():
+        tree.mkdir(_in(beside, folder))
     for path in (LOCK, READERS_LOCK):
         tree.write_bytes(_in(beside, path), b"")
     tree.flush()

@@ -38,6 +38,7 @@ __all__ = [
     "ZFS",
     "Marker",
     "manifest_path",
+    "object_folders",
     "object_path",
     "read_marker",
     "read_settings",
@@ -86,6 +87,11 @@ def object_path(digest: bytes) -> str:
     """Where content that the head no longer has at its path is kept."""
     digits = digest.hex()
     return f"{OBJECTS}/{digits[:2]}/{digits}"
+
+
+def object_folders() -> list[str]:
+    """All the folders that :func:`object_path` leads to."""
+    return [f"{OBJECTS}/{number:02x}" for number in range(256)]
 
 
 class Marker(Value):

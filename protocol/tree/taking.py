@@ -75,7 +75,13 @@ class Taking:
         """Put a thing that was judged where it is kept."""
         keep = action.keep
         assert keep is not None
-        self.folders.make_own_for(keep)
+        try:
+            self.tree.place(source, keep)
+            return
+        except FileExistsError:
+            pass  # the same comes again
+        except OSError:
+            self.folders.make_own_for(keep)
         try:
             self.tree.place(source, keep)
         except FileExistsError:
