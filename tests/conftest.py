@@ -29,7 +29,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -108,9 +108,16 @@ def pytest_configure(config: pytest.Config) -> None:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
     if config.option.seed is None:
-        config.option.seed = int(os.environ.get("DSG_SEED") or secrets.randbelow(1 << 32))
+        of_the_run = getattr(config, "workerinput", {}).get("seed", os.environ.get("DSG_SEED"))
+        config.option.seed = secrets.randbelow(1 << 32) if of_the_run in (None, "") else int(of_the_run)
     if getattr(config.option, "hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.option.seed)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """All test processes have the seed of the one that starts them: they must collect the same tests."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

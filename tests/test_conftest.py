@@ -74,13 +74,22 @@ def test_what_is_missing_is_named_and_fails_in_ci(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_cases_take_turns_from_seed_to_seed(tmp_path: Path) -> None:
     def cases(*options: str, **environment: str) -> list[str]:
-        return re.findall(r"^case (\d)$", run(tmp_path, "--seed", *options, **environment), re.MULTILINE)
+        return sorted(
+            re.findall(r"^case (\d)$", run(tmp_path, "--seed", *options, **environment), re.MULTILINE)
+        )
 
     assert [cases(seed) for seed in ("6", "7", "8")] == [["0", "3"], ["2", "5"], ["1", "4"]]
     every_one = ["0", "1", "2", "3", "4", "5"]
     assert cases("7", DSG_FULL="1") == every_one
     assert cases("7", "-k", "turn") == every_one
     assert cases("7", "test_sample.py::test_turn[4]") == ["4"]
+    for _ in range(3):
+        # The processes that share a run share its seed, drawn or given.
+        told = run(tmp_path, "-n", "2")
+        seed = re.search(r"seed: (\d+)", told)
+        assert seed is not None
+        assert sorted(re.findall(r"^case (\d)$", told, re.MULTILINE)) == cases(seed[1]), told
+    assert cases("7", "-n", "2") == ["2", "5"]
 
 
 def test_a_test_has_a_home_of_its_own(tmp_path: Path) -> None:
