@@ -200,7 +200,9 @@ def people_see_a_whole_tree(scene: Scene, committed: bool) -> None:
     world = scene.world
     assert os.path.ismount(os.path.realpath(world.repository)), "nothing is mounted there"
     live = world.remote().check().live
-    assert live == scene.before.live or (committed and live == scene.after), "people see something else"
+    # No assertion on the trees: in CI pytest works out all that two of them differ in, for ten minutes.
+    whole = live == scene.before.live or (committed and live == scene.after)
+    assert whole, "people see something else"
 
 
 # All of ZFS
