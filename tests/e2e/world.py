@@ -62,19 +62,19 @@ class Running:
     process: subprocess.Popen[str]
     ended: Ended | None = None
 
-    def end(self) -> Ended:
-        """Wait for the end; a command that takes too long is killed, and fails the test."""
+    def end(self, limit: float = LIMIT) -> Ended:
+        """Wait for the end; a command that takes longer, in seconds, is killed, and fails the test."""
         if self.ended is None:
-            self.ended = self._wait()
+            self.ended = self._wait(limit)
         return self.ended
 
-    def _wait(self) -> Ended:
+    def _wait(self, limit: float) -> Ended:
         try:
-            out, err = self.process.communicate(timeout=LIMIT)
+            out, err = self.process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()
-            raise AssertionError(f"{self.process.args!r} did not end in {LIMIT:.0f} s\n{out}{err}") from None
+            raise AssertionError(f"{self.process.args!r} did not end in {limit:.0f} s\n{out}{err}") from None
         return Ended(self.process.returncode, out, err)
 
 
