@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
 
+from dsg_client.remote.bodies import Download, Upload, gather
 from dsg_client.remote.exchange import Exchange, Notice
 from dsg_client.remote.session import AgentSession
 from protocol import messages as m
@@ -25,12 +26,9 @@ from protocol.paths import RelPath, escape
 from protocol.preamble import Preamble
 from protocol.rows import RowReader, change_row
 from protocol.value import Value
-from protocol.wire_events import DataReceived
 
-__all__ = ["Download", "News", "RemoteAgent", "RemoteRepo", "Upload"]
+__all__ = ["News", "RemoteAgent", "RemoteRepo"]
 
-# Ten million entries of 200 bytes. A server cannot fill the client's memory with a manifest.
-MAX_MANIFEST_BYTES = 2 << 30
 _STOCK = 500  # snapshots in one answer
 
 News = Callable[[m.Phase], None]
@@ -237,7 +235,7 @@ class RemoteRepo(Value):
             found: m.ManifestFound = m.parse_result(m.GetManifest, await exchange.response())
             if found.same == exchange.has_body:
                 raise RemoteProtocolError("the agent answered 'same' with a manifest, or 'other' without one")
-            return found, await _gather(exchange)
+            return found, await gather(exchange)
 
     async def records(self, first: int, last: int) -> list[bytes]:
         """The records' bytes from ``first`` to ``last`` or the newest, in as many calls as it takes."""
@@ -256,7 +254,7 @@ class RemoteRepo(Value):
         """The bytes of the record and of the manifest of a snapshot."""
         async with self._exchange(m.GetSnapshot(repo=self.number, seq=seq)) as exchange:
             found: m.SnapshotFound = m.parse_result(m.GetSnapshot, await exchange.response())
-            return found.record, await _gather(exchange)
+            return found.record, await gather(exchange)
 
     async def outside(self, skip: int = 0, news: News | None = None) -> m.OutsideChanges:
         """What was changed on the server outside DSG, without the first ``skip`` added paths."""
@@ -385,74 +383,6 @@ class RemoteRepo(Value):
         request = m.GetOutcome(repo=self.number, txid=txid, seq=seq)
         found: m.OutcomeFound = await self._ask(request)
         return found
-
-
-class Download:
-    """The answer of ``get_files``: payloads of :mod:`protocol.filestream`, still compressed.
-
-    Two ways to read it: ``async for``, each piece given back when the next is
-    asked for; or ``receive`` and ``consumed`` for pieces that are worked on
-    elsewhere (call ``consumed`` on the event loop).
-    """
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self.consumed = exchange.consumed
-
-    async def receive(self) -> DataReceived | None:
-        """The next piece, None at the end. ``changed`` is known then."""
-        piece = await self._exchange.receive()
-        if piece is None:
-            m.parse_result(m.GetFiles, await self._exchange.response())
-        return piece
-
-    async def __aiter__(self) -> AsyncIterator[DataReceived]:
-        while (piece := await self.receive()) is not None:
-            yield piece
-            self.consumed(piece)
-
-    def give_up(self, because: BaseException) -> None:
-        """Want no more of it; ``receive`` raises ``because`` from now on."""
-        self._exchange.cancel(because=because)
-
-    @property
-    def changed(self) -> bool:
-        """Whether the agent found that a file changed while it sent it."""
-        return self._exchange.changed
-
-
-class Upload:
-    """The body of an upload: payloads of :mod:`protocol.filestream`."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self.send = exchange.send
-        self._exchange = exchange
-
-    async def finish(self, *, changed: bool = False) -> m.Uploaded:
-        """End the body; what arrived. ``changed``: a file changed while it was sent."""
-        self._exchange.end(changed=changed)
-        uploaded: m.Uploaded = m.parse_result(m.Upload, await self._exchange.response())
-        return uploaded
-
-
-async def _gather(exchange: Exchange) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for piece in exchange.body():
-        try:
-            part = bytes(inflate(piece.payload, piece.flags))
-        except RemoteProtocolError as error:
-            # It is sent as it lies on the server's disk.
-            raise IntegrityError(
-                f"the manifest that the server sent is damaged: {error.message}",
-                hint="Restore the repository's .dsg/manifests from a backup; nothing was changed.",
-            ) from None
-        size += len(part)
-        if size > MAX_MANIFEST_BYTES:
-            raise RemoteProtocolError(f"the agent sent a manifest of more than {MAX_MANIFEST_BYTES} bytes")
-        parts.append(part)
-        await asyncio.sleep(0)
-    return b"".join(parts)
 
 
 def _hearing(news: News | None) -> Notice | None:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from queue import SimpleQueue
 from typing import TypeVar
 
-from dsg_client.remote.calls import Download, Upload
+from dsg_client.remote.bodies import Download, Upload
 from dsg_client.sync.events import Emit, Phase, Progress
 from dsg_client.sync.threads import all_over, over
 from protocol.codec import Buffer
