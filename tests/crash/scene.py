@@ -287,7 +287,7 @@ class Scene:
         return "after" if whole else "neither"
 
     def _remote(self) -> str:
-        now = self.world.remote().check()
+        now = self.world.remote().check(killed=True)
         if now.records == self.before.records and now.live == self.before.live:
             return "before"
         count = len(self.before.records) + self.snapshots
