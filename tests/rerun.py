@@ -11,6 +11,7 @@ two.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -55,10 +56,12 @@ def _run(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestRep
 
 
 def _end_what_hangs(item: pytest.Item) -> None:
+    daemon = item.config.stash.get(DAEMON, None)
+    if daemon is None:
+        return
     waiting = _waiting_for_fuse()
     time.sleep(STANDS_S)
-    daemon = item.config.stash.get(DAEMON, None)
-    if daemon is not None and waiting & _waiting_for_fuse():
+    if waiting & _waiting_for_fuse():
         daemon.give_up()
 
 
@@ -66,9 +69,10 @@ def _waiting_for_fuse() -> set[tuple[str, str]]:
     """This process's threads that wait for a FUSE file system, and how often each has slept."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        if "fuse" in (where := (task / "wchan").read_text()) or where == "request_wait_answer":
-            slept = next(x for x in (task / "status").read_text().splitlines() if x.startswith("voluntary"))
-            found.add((task.name, slept))
+        with contextlib.suppress(OSError):  # a thread that ended
+            if "fuse" in (where := (task / "wchan").read_text()) or where == "request_wait_answer":
+                status = (task / "status").read_text().splitlines()
+                found.add((task.name, next(line for line in status if line.startswith("voluntary"))))
     return found
 
 

@@ -173,11 +173,13 @@ class ZfsFuse(LocalZfs):
         said, deadline = "", time.monotonic() + 2
         while "ended with" not in said and time.monotonic() < deadline:
             said = (self.folder / "daemon.log").read_bytes()[self._said_before :].decode(errors="replace")
+            time.sleep(0.01)
         return said[-2000:] or "it said nothing"
 
     def give_up(self) -> None:
         """Kill a daemon that does not answer: it counts as one that :meth:`died`."""
-        assert self.pid is not None
+        if self.pid is None:
+            return  # it was stopped meanwhile
         self._log.write(b"it did not answer any more, and was killed\n")
         self._log.flush()
         os.kill(self.pid, signal.SIGKILL)
