@@ -36,9 +36,7 @@ class DelegatedWorld(ZfsWorld):
 def account(guest: Guest) -> None:
     """An account, and sudo as this machine has it: the image is of the same Debian."""
     guest.sh(f"useradd --create-home --shell /bin/sh {ACCOUNT}")
-    guest.sh(
-        f"cp -r /root/.ssh /home/{ACCOUNT}/; chown -R {ACCOUNT}: /home/{ACCOUNT}; usermod -p '*' {ACCOUNT}"
-    )
+    guest.sh(f"cp -r ~/.ssh /home/{ACCOUNT}/; chown -R {ACCOUNT}: /home/{ACCOUNT}; usermod -p '*' {ACCOUNT}")
     listed = subprocess.run(["dpkg", "-L", "sudo"], capture_output=True, text=True, check=True).stdout
     files = [
         path for path in listed.split("\n") if path and not Path(path).is_dir() and "/share/" not in path
