@@ -115,6 +115,58 @@ def test_random_trees_and_random_edits(workdir: Workdir, rng: random.Random) -> 
     assert versions(found) == on_disk(root)
 
 
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"!")
+
+
+def flip_mode(path: Path) -> None:
+    path.chmod(path.stat().st_mode ^ 0o111)
+
+
+def make_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("target")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def add_beside(path: Path) -> None:
+    path.with_name(path.name + " new").write_bytes(b"new")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_with_an_index_it_finds_the_same(workdir: Workdir, rng: random.Random, share: float) -> None:
+    """Whole stretches that the index knows, and such with others in their midst, before and behind."""
+    root = workdir.root
+    for number in range(1500):
+        path = root / "input" / f"f{number // 700}" / f"{number:04}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d" % number)
+        if number % 7 == 0:
+            path.chmod(0o755)
+    time.sleep(0.1)
+    rescan(workdir)
+    for kinds in ((append, flip_mode), (append, flip_mode, make_link, remove, add_beside)):
+        paths = [path for path in sorted(root.glob("input/*/*")) if not path.is_symlink()]
+        edits = [(path, rng.choice(kinds)) for path in rng.sample(paths, round(share * len(paths)))]
+        for path, edit in edits:
+            edit(path)
+        time.sleep(0.1)
+        scan = indexed_scan(workdir)
+        found = list(scan)
+        plain = Scan(root, Scope())
+        assert found == list(plain)
+        assert versions(found) == on_disk(root)
+        assert (scan.files, scan.links, scan.bytes) == (plain.files, plain.links, plain.bytes)
+        assert scan.hashed_files == sum(edit in (append, flip_mode, add_beside) for _, edit in edits)
+        assert scan.differs == bool(edits)
+        save_index(workdir.tree, binding(workdir), scan.changes)
+        again, read = rescan(workdir)
+        assert (again, read) == (found, 0)
+
+
 def test_an_unchanged_file_is_not_read(workdir: Workdir) -> None:
     for number in range(30):
         (workdir.root / "input" / f"f{number}").write_bytes(b"%d" % number)
