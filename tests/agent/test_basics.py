@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,14 @@ def test_one_agent_and_several_repositories(tmp_path: Path) -> None:
         client.handle = 1
         client.commit("tx-handle-1", records[0])
         assert tree_of(tmp_path / "one") == {"f": b"in 1"}
+
+
+def test_init_makes_the_folders_of_kept_contents(tmp_path: Path) -> None:
+    """Each would otherwise be made, and flushed, by the first sync that keeps something in it."""
+    with Client() as client:
+        client.init(tmp_path / "data")
+    made = os.listdir(tmp_path / "data" / ".dsg" / "history" / "objects")
+    assert sorted(made) == [f"{number:02x}" for number in range(256)]
 
 
 def test_init_refuses_what_is_not_empty(tmp_path: Path) -> None:
