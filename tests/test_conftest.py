@@ -37,8 +37,11 @@ def test_home(): print("home", os.environ["HOME"], os.environ.get("DSG_USER_NAME
 def run(folder: Path, *options: str, **environment: str) -> str:
     (folder / "test_sample.py").write_text(SAMPLE)
     base = {name: value for name, value in os.environ.items() if name not in ("CI", "DSG_SEED", "DSG_FULL")}
+    plugins = ("-p", "tests.conftest", "-p", "no:cacheprovider")
+    # A folder of its own: in the usual place it would first remove what earlier runs have left there.
+    base_folder = ("--basetemp", str(folder / "base"))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-rA", *options],
+        [sys.executable, "-m", "pytest", *plugins, *base_folder, "-rA", *options],
         cwd=folder,
         env={**base, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,

@@ -65,8 +65,10 @@ def test_it_is_killed(zfs):
 @pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "workers"])
 def test_only_what_lost_its_zfs_is_run_again(tmp_path: Path, options: tuple[str, ...]) -> None:
     (tmp_path / "test_sample.py").write_text(SAMPLE)
+    plugins = ("-p", "tests.conftest", "-p", "no:cacheprovider")
+    base = ("--basetemp", str(tmp_path / "base"))
     told = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-rA", *options],
+        [sys.executable, "-m", "pytest", *plugins, *base, "-rA", *options],
         cwd=tmp_path,
         env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)},
         capture_output=True,
