@@ -68,20 +68,33 @@ class RemoteAgent:
         """Say goodbye. Repeatable, never raises; see :meth:`AgentSession.close`."""
         await self.session.close(undoing=undoing)
 
-    async def open_repo(self, path: str, *, mending: bool = False, have: str | None = None) -> RemoteRepo:
+    async def open_repo(
+        self,
+        path: str,
+        *,
+        mending: bool = False,
+        have: str | None = None,
+        examine: Callable[[], bool] = lambda: False,
+    ) -> RemoteRepo:
         """Open the repository at ``path`` on the agent's machine.
 
         ``have``: what :meth:`RemoteRepo.manifest` will be called with; it is
-        asked for in the same breath, which saves a way there and back.
+        asked for in the same breath, which saves a way there and back. So is
+        :meth:`RemoteRepo.examine` if ``examine`` says, when it comes to that,
+        that it will be called then.
         IntegrityError when its head cannot be read, unless it is opened for ``mending``.
         """
         self._repos += 1
         number = self._repos
         opening = await self._request(m.OpenRepo(repo=number, path=path))
-        early: dict[str, Exchange] = {}
+        early: dict[Any, Exchange] = {}
         try:
             if have is not None:
-                early[have] = await self._request(m.GetManifest(repo=number, have=have))
+                manifest = m.GetManifest(repo=number, have=have)
+                early[manifest] = await self._request(manifest)
+                if examine():
+                    look = m.Examine(repo=number)
+                    early[look] = await self._request(look)
             opened: m.RepoOpened = m.parse_result(m.OpenRepo, await opening.response())
             if opening.has_body:
                 raise RemoteProtocolError("the agent answered repo.open with a body")
@@ -200,13 +213,17 @@ class RemoteAgent:
 class RemoteRepo(Value):
     """A repository that an agent has open. ``opened``: what it said of it then.
 
-    ``early``: a manifest that was asked for already, by what the client has.
+    ``early``: what was asked for already, by its request.
     """
 
     agent: RemoteAgent
     number: int
     opened: m.RepoOpened
-    early: dict[str, Exchange]
+    early: dict[Any, Exchange]
+
+    async def _begun(self, request: Any) -> Exchange:
+        """A request that was perhaps made already."""
+        return self.early.pop(request, None) or await self.agent._request(request)
 
     def _forgo(self) -> None:
         """Give up what was asked for early: the agent answers in order, and nobody would read it first."""
@@ -228,10 +245,7 @@ class RemoteRepo(Value):
 
         ``have``: digest of the record whose manifest the client has.
         """
-        exchange = self.early.pop(have, None)
-        if exchange is None:
-            exchange = await self.agent._request(m.GetManifest(repo=self.number, have=have))
-        async with exchange:
+        async with await self._begun(m.GetManifest(repo=self.number, have=have)) as exchange:
             found: m.ManifestFound = m.parse_result(m.GetManifest, await exchange.response())
             if found.same == exchange.has_body:
                 raise RemoteProtocolError("the agent answered 'same' with a manifest, or 'other' without one")
@@ -263,7 +277,8 @@ class RemoteRepo(Value):
 
     async def examine(self) -> None:
         """Have the server do now, without the lock, what a :meth:`begin` would spend its time on."""
-        await self._ask(m.Examine(repo=self.number))
+        async with await self._begun(m.Examine(repo=self.number)) as exchange:
+            m.parse_result(m.Examine, await exchange.response())
 
     async def recover(self, news: News | None = None) -> tuple[str, ...]:
         """Finish or undo what a crash left; what was done."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -114,8 +114,12 @@ class Link:
 
     @asynccontextmanager
     async def repository(
-        self, *, mending: bool = False, have: str | None = None
+        self,
+        *,
+        mending: bool = False,
+        have: str | None = None,
+        examine: Callable[[], bool] = lambda: False,
     ) -> AsyncIterator[RemoteRepo]:
         """Start an agent and open the repository; see :meth:`RemoteAgent.open_repo`."""
         async with self.agent() as agent:
-            yield await agent.open_repo(self.address.path, mending=mending, have=have)
+            yield await agent.open_repo(self.address.path, mending=mending, have=have, examine=examine)

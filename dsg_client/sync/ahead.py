@@ -12,6 +12,9 @@ tells, in this order:
   keeps no share in, and whether it looks;
 * on a pipe, the look (:mod:`dsg_client.sync.beside`).
 
+The news for the stat index it saves when it is let, by a half-close of the
+socket: it would take a core from the sync.
+
 It holds no terminal, and Ctrl-C is none of its business: it stops when the
 socket ends, on which nothing is ever sent to it. So it does also when the
 process that it works for is killed. An unfinished transaction is never looked
@@ -144,6 +147,11 @@ class Ahead:
         if self._other is not None:
             self._other.stop()
 
+    def save(self) -> None:
+        """Have the other process save what it learnt for the stat index: now is a good time."""
+        if self._other is not None:
+            self._other.save()
+
     def over(self) -> None:
         """Wait until the other process changes nothing any more: it may be saving the stat index."""
         if self._other is not None:
@@ -211,8 +219,14 @@ class Other:
         with suppress(OSError):
             self._words.shutdown(socket.SHUT_RDWR)  # whoever waits for a word is told, too
 
+    def save(self) -> None:
+        """Have it save what it learnt, when it has told what it found."""
+        with suppress(OSError):
+            self._words.shutdown(socket.SHUT_WR)
+
     def over(self) -> None:
         """Wait for its end."""
+        self.save()
         with self._lock:
             pid, self._pid = self._pid, 0
             if pid:

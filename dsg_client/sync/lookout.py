@@ -20,6 +20,7 @@ from protocol.tree.actions import JOURNAL_DECIDED, JOURNAL_PREPARED
 from protocol.tree.staging import sweep
 
 if TYPE_CHECKING:
+    from dsg_client.sync.looking import Look
     from dsg_client.sync.site import Site
     from protocol.codec import Buffer
 
@@ -40,7 +41,9 @@ def look_out(
     """Tell ``parent`` what it waits for; an exception tells it that it must do all that itself.
 
     Ends the process when the other end of ``words`` goes away before a look
-    has begun, and the look when it has.
+    has begun, and the look when it has. What it learnt for the stat index is
+    saved when that end has nothing more to say: the sync goes on, and nobody
+    waits for the index.
     """
     gc.disable()
     watch = _Watch(words)
@@ -54,7 +57,10 @@ def look_out(
     if not _prepare(site, command, parent, words):
         return
     with open(answers, "wb", buffering=_PIPE_BYTES) as pipe:
-        _look(site, verify, _Teller(pipe), watch)
+        look = _look(site, verify, _Teller(pipe), watch)
+    if look is not None:
+        words.recv(1)
+        look.save()
 
 
 def _tell_configuration(root: Path, config: Config, words: socket.socket) -> None:
@@ -135,7 +141,8 @@ class _Watch:
         self._stop()
 
 
-def _look(site: Site, verify: bool, teller: _Teller, watch: _Watch) -> None:
+def _look(site: Site, verify: bool, teller: _Teller, watch: _Watch) -> Look | None:
+    """Look, and tell what came of it; the look whose news of the stat index are still to be saved, if any."""
     from dsg_client.sync.looking import Look, Stopped
 
     try:
@@ -155,12 +162,15 @@ def _look(site: Site, verify: bool, teller: _Teller, watch: _Watch) -> None:
         watch.turn_to(look.stop, tell)
         try:
             looked = look.scan(news, cache)
-            head, parts = looked.sent()
-            teller.tell("looked", *head, parts=parts)
-        finally:
-            os.nice(10)  # the sync goes on; nobody waits for the index
+        except BaseException:
             look.save()
+            raise
+        head, parts = looked.sent()
+        teller.tell("looked", *head, parts=parts)
     except Stopped:
         teller.tell("stopped")
     except DsgError as error:
         teller.tell("failed", error.to_wire())
+    else:
+        return look
+    return None

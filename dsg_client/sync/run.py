@@ -117,8 +117,11 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
         differs = asyncio.Event()
         ahead: list[asyncio.Future[None]] = []
 
+        def will_send() -> bool:
+            return not options.dry_run and look.differs
+
         async def ask() -> tuple[RemoteRepo, Head]:
-            repo = await stack.enter_async_context(site.connect(have=cache.record))
+            repo = await stack.enter_async_context(site.connect(have=cache.record, examine=will_send))
             if not options.dry_run:
                 await finish_there(site, repo)
             head = await ask_head(repo, cache, str(site.address))
@@ -150,6 +153,8 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
         refuse_conflicts(plan, await records_since(repo, cache, head, plan))
         refuse_mass_delete(plan, local, site.scope, options.allow_mass_delete)
         changes = Changes.of(plan)
+        if not plan.changes_remote:
+            site.save_index_ahead()
         site.emit(
             Planned(
                 len(changes.upload),

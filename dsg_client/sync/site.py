@@ -7,7 +7,7 @@ need it, while the server starts its agent (:meth:`Site.connecting`).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
@@ -126,10 +126,14 @@ class Site:
         asyncio.get_running_loop().run_in_executor(None, lambda: self.identity)
 
     def connect(
-        self, *, mending: bool = False, have: str | None = None
+        self,
+        *,
+        mending: bool = False,
+        have: str | None = None,
+        examine: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[RemoteRepo]:
         """The repository, on a new connection or the one begun; see :meth:`Link.repository`."""
-        return self.link.repository(mending=mending, have=have)
+        return self.link.repository(mending=mending, have=have, examine=examine)
 
     # L and C.
 
@@ -182,6 +186,11 @@ class Site:
             save_index(self.tree, self.binding(algorithm), changes)
         except OSError:
             pass
+
+    def save_index_ahead(self) -> None:
+        """Have what a look in another process learnt be put into the stat index, which it waits with."""
+        if self.ahead is not None:
+            self.ahead.save()
 
     def forget_index(self) -> None:
         """Read every file again at the next scan."""

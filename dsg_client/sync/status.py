@@ -61,6 +61,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
             seq = head.record.seq
             plan = await asyncio.to_thread(plan_sync, site, local, cache, head.manifest, seq + 1, None)
             since = await records_since(repo, cache, head, plan)
+    site.save_index_ahead()
     tell_warnings(looked, emit)
     announce_rules(cache, site.scope, plan, emit)
     if pending:

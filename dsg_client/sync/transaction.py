@@ -191,6 +191,7 @@ class Transaction:
     async def sync_metadata(self) -> None:
         """Make both sides' staging durable, let the server prepare, and write the journal here."""
         self._site.emit(PhaseStarted(Phase.COMMIT))
+        self._site.save_index_ahead()  # from here on the server has most to do
         flushing = asyncio.ensure_future(to_the_end(self._local.flush))
         try:
             if self._plan.changes_remote:
