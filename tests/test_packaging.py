@@ -51,7 +51,7 @@ def test_the_sentinel_is_what_the_entry_points_expect() -> None:
     assert protocol.SENTINEL == "dsg-sync protocol"
 
 
-@pytest.mark.parametrize("entry", ["dsg_client.cli.main", "dsg_remote_agent.main"])
+@pytest.mark.parametrize("entry", ["dsg_client.cli.start", "dsg_remote_agent.main"])
 @pytest.mark.parametrize("overwritten", ["whole", "init only"])
 def test_a_foreign_protocol_package_is_named(entry: str, overwritten: str, tmp_path: Path) -> None:
     """PyPI's project 'protocol' installs the same top-level name, before or over ours."""

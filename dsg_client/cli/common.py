@@ -9,14 +9,25 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from dsg_client.cli.render import Output, show_connection
 from protocol.errors import ConfigError, DsgError, InterruptedSyncError
 
-__all__ = ["common_options", "connection_options", "exit_statuses", "import_aside", "import_asyncio", "run"]
+if TYPE_CHECKING:
+    from dsg_client.sync.ahead import Ahead
+
+__all__ = [
+    "begun_ahead",
+    "common_options",
+    "connection_options",
+    "exit_statuses",
+    "import_aside",
+    "import_asyncio",
+    "run",
+]
 
 T = TypeVar("T")
 
@@ -74,6 +85,12 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, output=output, **kwargs)
 
     return command
+
+
+def begun_ahead() -> Ahead | None:
+    """What was begun for this command before click read its line; not to be taken twice."""
+    ahead: Ahead | None = click.get_current_context().find_root().obj.get("ahead")
+    return ahead
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:

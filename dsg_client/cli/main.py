@@ -1,4 +1,4 @@
-"""The entry point of ``dsg``: the commands by name, errors to exit statuses.
+"""The commands of ``dsg`` by name, errors to exit statuses.
 
 Commands are imported when they are used: what a command does not need, it
 does not wait for.
@@ -12,8 +12,12 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from dsg_client.sync.ahead import Ahead
 
 try:
     from protocol import SENTINEL
@@ -125,29 +129,15 @@ def dsg() -> None:
     """
 
 
-def _open_standard_streams() -> None:
-    """Open those that whoever started us had closed, on nothing.
-
-    Else the next file or socket would get the number 1 or 2, to be written to by whatever prints there.
-    """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this
-            setattr(sys, name, open(number, mode))  # noqa: SIM115  for as long as we live
-
-
-def main() -> None:
-    """Run one command and exit with its status."""
-    _open_standard_streams()
+def main(ahead: Ahead | None = None) -> None:
+    """Run one command and exit with its status; ``ahead``: what was begun for it already."""
     # Hardly anything here forms cycles, and at the usual threshold (700) the search for them is a tenth
     # of what a short command takes.
     gc.set_threshold(100_000, 20, 100)
     arguments = sys.argv[1:]
     output = Output(json_mode="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
     begun = time.monotonic()
-    state: dict[str, Output] = {"output": output}
+    state: dict[str, Any] = {"output": output, "ahead": ahead}
     try:
         status = dsg(arguments or ["--help"], standalone_mode=False, prog_name="dsg", obj=state)
         if not arguments:
@@ -209,7 +199,3 @@ def _folder() -> str:
         return os.getcwd()
     except OSError:  # removed under us
         return ""
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
+from dsg_client.cli.common import begun_ahead, common_options, connection_options, exit_statuses, run
 from dsg_client.cli.render import Output, plural
 
 CHANGES_WAIT = 20
@@ -45,7 +45,7 @@ def command(output: Output, offline: bool, check: bool, verify: bool, accept_new
 
             return await status(site, offline=offline, verify=verify, emit=output.on_event)
 
-    with ahead_of(None, verify=verify) as ahead:
+    with begun_ahead() or ahead_of(None, verify=verify) as ahead:
         found = run(main(ahead))
     output.finish_progress()
     waiting = bool(found.changes or found.conflicts)

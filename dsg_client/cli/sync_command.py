@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dsg_client.cli.common import common_options, connection_options, exit_statuses, run
+from dsg_client.cli.common import begun_ahead, common_options, connection_options, exit_statuses, run
 from dsg_client.cli.render import Output, bytes_text, count_text, plural
 
 
@@ -73,7 +73,7 @@ def command(
             return site, await sync(site, options, output.on_event)
 
     # Names that are normalized first must not be looked at before.
-    with ahead_of(None if dry_run else "dsg sync", begin=not normalize) as ahead:
+    with begun_ahead() or ahead_of(None if dry_run else "dsg sync", begin=not normalize) as ahead:
         site, result = run(main(ahead))
     output.finish_progress()
     output.result(result.fields())

@@ -2,7 +2,8 @@
 
 Reading the configuration takes as long as importing asyncio, and a look at L as
 long as importing asyncssh and signing in; all of them want an interpreter. So
-one process is forked off as soon as the command line is understood, while
+one process is forked off as soon as the command line is understood, for an
+everyday one even before click is imported (:mod:`dsg_client.cli.start`), while
 there is one thread, no event loop and no connection. It opens the folder, and
 tells, in this order:
 
@@ -37,8 +38,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -76,6 +76,12 @@ class Ahead:
         self._opened: tuple[Any, ...] | None = None  # the root, the configuration's fields, the address's
         self._lock: LocalLock | None = None
         self._look: BesideLook | None = None
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def direction(self) -> Direction | None:
         """Where the folder's repository is; None where this process must find that out itself.
@@ -158,35 +164,31 @@ class Ahead:
             self._other.over()
 
     def close(self) -> None:
-        """Give up what nobody took, and wait for its end."""
+        """Give up what nobody took, and wait for its end. Repeatable."""
         self._give_up()
-        if self._lock is not None:
-            self._lock.release()
+        lock = self.take_lock()
+        if lock is not None:
+            lock.release()
 
     def _give_up(self) -> None:
         if self._other is not None:
             self._other.close()
 
 
-@contextmanager
 def ahead_of(
     command: str | None,
     *,
     verify: bool = False,
     start: str | os.PathLike[str] = ".",
     begin: bool = True,
-) -> Iterator[Ahead]:
-    """Begin what a command in the folder around ``start`` will need within the context.
+) -> Ahead:
+    """Begin what a command in the folder around ``start`` will need. Close it; a context manager.
 
     ``command`` is who takes the lock, None for nobody. Without ``begin``
     nothing is begun.
     """
     may = begin and _MAY_FORK and threading.active_count() == 1
-    ahead = Ahead(start, verify, _fork(start, command, verify) if may else None)
-    try:
-        yield ahead
-    finally:
-        ahead.close()
+    return Ahead(start, verify, _fork(start, command, verify) if may else None)
 
 
 class Other:

@@ -95,8 +95,8 @@ def client_without(scene: Scene, patch: str) -> None:
     """Ann's ``dsg`` from now on."""
     program = scene.world.folder / "patched.py"
     text = LAUNCHER.format(checkout=str(REPOSITORY))
-    first, main = text.split("from dsg_client.cli.main", 1)
-    program.write_text(f"{first}{patch}\nfrom dsg_client.cli.main{main}")
+    first, main = text.split("from dsg_client.cli.start", 1)
+    program.write_text(f"{first}{patch}\nfrom dsg_client.cli.start{main}")
     scene.who.program = program
 
 

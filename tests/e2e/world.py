@@ -33,7 +33,7 @@ LAUNCHER = """\
 import sys
 sys.path.insert(0, {checkout!r})
 sys.argv[0] = "dsg"
-from dsg_client.cli.main import main
+from dsg_client.cli.start import main
 main()
 """
 

@@ -50,7 +50,7 @@ def test_asyncio_is_whole_but_for_tls_and_ssl_can_still_be_imported() -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_as_if_nobody_read_them(tmp_path: Path, closed: str) -> None:
     (tmp_path / ".dsgconfig.yml").write_text("repository: host:/srv/x\n")
-    dsg = f"{shlex.quote(sys.executable)} -m dsg_client.cli.main"
+    dsg = f"{shlex.quote(sys.executable)} -m dsg_client.cli.start"
     for words, status in (("validate-config", 0), ("status --offline", 4), ("sync -n", 4)):
         done = subprocess.run(
             ["sh", "-c", f"exec {dsg} {words} {closed}"],
