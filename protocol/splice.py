@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import msgpack
@@ -15,7 +15,7 @@ from protocol.paths import escape, sort_key
 
 __all__ = ["PART_BYTES", "Ahead", "Parts", "splice"]
 
-PART_BYTES = 1 << 20
+PART_BYTES = 1 << 19
 _LONG_BYTES = 1 << 16
 _STRETCH = 1024  # entries
 
@@ -86,7 +86,7 @@ class Ahead:
         self._first += len(self._stretch)
         self._at = 0
         self._stretch = list(islice(self._rows, _STRETCH))
-        self.size += sum(row[4] for row in self._stretch if row[1] == FILE)
+        self.size += sum([row[4] for row in self._stretch if row[1] == FILE])
         return bool(self._stretch)
 
 
@@ -97,7 +97,9 @@ def _sort_key_of(row: Row) -> str:
 class Parts:
     """Encoded entries put together: what is short is copied, what is long stays where it lies."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_part: Callable[[Buffer], None] = lambda _: None) -> None:
+        """``on_part`` is given each part as soon as it is done."""
+        self._on_part = on_part
         self._parts: list[Buffer] = []
         self._waiting = bytearray()
 
@@ -107,14 +109,18 @@ class Parts:
             if len(self._waiting) < PART_BYTES:
                 return
             encoded = b""
-        if self._waiting:
-            self._parts.append(self._waiting)
-            self._waiting = bytearray()
+        self._finish_waiting()
         if encoded:
             self._parts.append(encoded)
+            self._on_part(encoded)
 
     def end(self) -> list[Buffer]:
         """All parts; each ends with an entry."""
+        self._finish_waiting()
+        return self._parts
+
+    def _finish_waiting(self) -> None:
         if self._waiting:
             self._parts.append(self._waiting)
-        return self._parts
+            self._on_part(self._waiting)
+            self._waiting = bytearray()

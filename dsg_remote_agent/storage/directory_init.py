@@ -26,7 +26,7 @@ from dsg_remote_agent.storage.layout import (
     record_path,
 )
 from dsg_remote_agent.storage.livetree import is_ours
-from dsg_remote_agent.storage.manifests import write_blocks
+from dsg_remote_agent.storage.manifests import BlockPacker
 from protocol.errors import ConfigError, NotPermittedError, UsageError
 from protocol.manifest import Manifest
 from protocol.records import SnapshotRecord
@@ -143,7 +143,9 @@ def fill_area(
     for folder in (RECORDS, MANIFESTS, STAGING, TMP):
         tree.make_folders(_in(area, folder))
     manifest = manifest or Manifest.from_entries([], marker.algorithm)
-    write_blocks(tree, _in(area, manifest_path(0)), [manifest.to_bytes()])
+    with BlockPacker() as packer:
+        packer.add(manifest.to_bytes())
+        packer.write(tree, _in(area, manifest_path(0)))
     for path, content in (
         (record_path(0), record.to_bytes()),
         (HEAD, head_bytes(record, record.digest)),

@@ -9,7 +9,7 @@ import msgpack
 from dsg_remote_agent.storage.faults import explain
 from dsg_remote_agent.storage.finish import carry_out
 from dsg_remote_agent.storage.layout import object_path, stands
-from dsg_remote_agent.storage.manifests import write_blocks
+from dsg_remote_agent.storage.manifests import BlockPacker
 from dsg_remote_agent.storage.merge import Step
 from dsg_remote_agent.storage.open_transaction import OpenTransaction
 from dsg_remote_agent.storage.place import staged_manifest
@@ -62,9 +62,10 @@ class DirectoryTransaction(OpenTransaction):
         place = self._place
         tree = place.tree
         self._actions = _Spool()
-        merged = self._merge(manifest, self._plan)
-        record = self._incoming.record(self.txid, merged, message, user, host)
-        write_blocks(tree, staged_manifest(self.txid), merged.parts)
+        with BlockPacker() as packer:
+            merged = self._merge(manifest, self._plan, packer.add)
+            record = self._incoming.record(self.txid, merged, message, user, host)
+            packer.write(tree, staged_manifest(self.txid), merged.head)
         self._notice("flushing")
         tree.flush()
         place.failpoints.reach(Moment.REMOTE_FLUSHED)

@@ -11,6 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
 
 from dsg_remote_agent.storage.layout import manifest_path
 from protocol.codec import Buffer
@@ -18,7 +19,7 @@ from protocol.errors import IntegrityError
 from protocol.manifest import Manifest
 from protocol.tree.fs import TreeFS
 
-__all__ = ["BLOCK_BYTES", "inflate_blocks", "read_blocks", "write_blocks"]
+__all__ = ["BLOCK_BYTES", "BlockPacker", "inflate_blocks", "read_blocks"]
 
 BLOCK_BYTES = 512 * 1024
 MAX_STORED_BYTES = 1024 * 1024 - 64
@@ -28,50 +29,71 @@ _LEVEL = 1  # a third of the size at 100 MB/s; higher levels gain little, as dig
 _MEMORY = 9  # zlib's most, 400 KB: a sixth faster than its usual 8
 
 
-def write_blocks(tree: TreeFS, path: str, parts: Iterable[Buffer]) -> None:
-    """Make the file ``path`` from the canonical bytes, given in parts of any size."""
-    out = tree.create(path)
-    try:
-        out.write(_MAGIC)
-        for packed in _packed(_blocks(parts)):
-            out.write(_LENGTH.pack(len(packed)) + packed)
-        out.finish(executable=False, mtime_ns=None)
-    finally:
-        out.close()
+class BlockPacker:
+    """A manifest on its way to the disk, compressed by a thread while it is made.
 
+    zlib works outside the interpreter's lock. A context manager: leaving it ends the thread.
+    """
 
-def _blocks(parts: Iterable[Buffer]) -> Iterator[bytearray]:
-    waiting = bytearray()
-    for part in parts:
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+        self._blocks: SimpleQueue[tuple[int, bytearray] | None] = SimpleQueue()
+        self._packed: list[bytes] = []  # by number; what is not done yet is empty
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._pack_all)
+        self._thread.start()
+
+    def __enter__(self) -> BlockPacker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._blocks.put(None)
+        self._thread.join()
+
+    def add(self, part: Buffer) -> None:
+        """The next of the canonical bytes; parts may have any size."""
         view = memoryview(part)
-        while len(waiting) + len(view) >= BLOCK_BYTES:
-            room = BLOCK_BYTES - len(waiting)
-            waiting += view[:room]
+        while len(self._waiting) + len(view) >= BLOCK_BYTES:
+            room = BLOCK_BYTES - len(self._waiting)
+            self._waiting += view[:room]
             view = view[room:]
-            yield waiting
-            waiting = bytearray()
-        waiting += view
-    if waiting:
-        yield waiting
+            self._next_block()
+        self._waiting += view
+
+    def _next_block(self) -> None:
+        self._packed.append(b"")
+        self._blocks.put((len(self._packed) - 1, self._waiting))
+        self._waiting = bytearray()
+
+    def _pack_all(self) -> None:
+        while (item := self._blocks.get()) is not None:
+            number, block = item
+            try:
+                self._packed[number] = _pack(block)
+            except BaseException as error:  # noqa: BLE001  for whoever writes the manifest
+                self._failure = error
+
+    def write(self, tree: TreeFS, path: str, head: bytes = b"") -> None:
+        """Make the file ``path`` of ``head`` and, behind it, all that was added."""
+        if self._waiting:
+            self._next_block()
+        self._blocks.put(None)
+        self._blocks.put(None)
+        self._pack_all()  # there are two now
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        out = tree.create(path)
+        try:
+            out.write(_MAGIC)
+            for packed in (*([_pack(head)] if head else ()), *self._packed):
+                out.write(_LENGTH.pack(len(packed)) + packed)
+            out.finish(executable=False, mtime_ns=None)
+        finally:
+            out.close()
 
 
-def _packed(blocks: Iterator[bytearray]) -> Iterator[bytes]:
-    """The blocks compressed, two at a time: zlib works outside the interpreter's lock."""
-    for block in blocks:
-        second = next(blocks, None)
-        if second is None:
-            yield _pack(block)
-            return
-        done: list[bytes] = []
-        beside = threading.Thread(target=lambda block=second, done=done: done.append(_pack(block)))
-        beside.start()
-        first = _pack(block)
-        beside.join()
-        yield first
-        yield done[0]
-
-
-def _pack(block: bytearray) -> bytes:
+def _pack(block: Buffer) -> bytes:
     packer = zlib.compressobj(_LEVEL, memLevel=_MEMORY)
     return packer.compress(block) + packer.flush()
 

@@ -70,12 +70,15 @@ def _decode(row: tuple[Any, ...]) -> Entry | str:
 
 
 class Merged(Value):
-    """The new manifest as its canonical bytes in parts, what the record says of it, and its stat index.
+    """The new manifest as its canonical bytes, what the record says of it, and its stat index.
+
+    The bytes are ``head`` and then ``parts``.
 
     ``index`` has the base's rows; those of the entries numbered ``brought``,
     which are the changes that are no deletes, are unknown.
     """
 
+    head: bytes
     parts: list[Buffer]
     digest: str
     entries: int
@@ -101,9 +104,13 @@ class Step(NamedTuple):
 
 
 def merge(
-    base: Manifest, index: StatIndex, changes: Iterable[Numbered], on_step: Callable[[Step], None]
+    base: Manifest,
+    index: StatIndex,
+    changes: Iterable[Numbered],
+    on_step: Callable[[Step], None],
+    on_part: Callable[[Buffer], None] = lambda _: None,
 ) -> Merged:
-    """The new manifest; every change is given to ``on_step`` in order.
+    """The new manifest; every change is given to ``on_step``, every part of it to ``on_part``, in order.
 
     ``index`` has a row for each entry of ``base``. RemoteProtocolError for a
     delete of what the base does not have, and when a file would stand where
@@ -112,7 +119,7 @@ def merge(
     """
     ahead = Ahead(base)
     take = base.taker()
-    parts = Parts()
+    parts = Parts(on_part)
     carried = StatIndex()
     brought = array("Q")
     pack = msgpack.Packer().pack
@@ -152,7 +159,8 @@ def merge(
     for part in (head, *done):
         sums.update(part)
     return Merged(
-        parts=[head, *done],
+        head=head,
+        parts=done,
         digest=f"{base.algorithm}:{sums.digest().hex()}",
         entries=len(carried),
         size=ahead.size + size,

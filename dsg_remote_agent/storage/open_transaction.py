@@ -90,11 +90,13 @@ class OpenTransaction(ABC):
     @abstractmethod
     def prepare(self, manifest: str, message: str, user: str, host: str) -> SnapshotRecord: ...
 
-    def _merge(self, manifest: str, plan: Callable[[Step], None]) -> Merged:
-        """The new manifest, which must have the digest ``manifest``; every change is given to ``plan``."""
+    def _merge(
+        self, manifest: str, plan: Callable[[Step], None], on_part: Callable[[Buffer], None]
+    ) -> Merged:
+        """The new manifest, which must have the digest ``manifest``; see :func:`merge`."""
         self._incoming.refuse_unadopted(self.outside)
         self._notice("verifying")
-        merged = merge(self._manifest, self._index, self._incoming.changes(), plan)
+        merged = merge(self._manifest, self._index, self._incoming.changes(), plan, on_part)
         if merged.digest != manifest:
             raise IntegrityError(
                 f"the merged manifest has the digest {merged.digest}, the client expected {manifest}",

@@ -8,7 +8,7 @@ from dsg_remote_agent.lock import Held
 from dsg_remote_agent.storage.base import Notice
 from dsg_remote_agent.storage.chain import Head
 from dsg_remote_agent.storage.layout import manifest_path
-from dsg_remote_agent.storage.manifests import write_blocks
+from dsg_remote_agent.storage.manifests import BlockPacker
 from dsg_remote_agent.storage.merge import Step
 from dsg_remote_agent.storage.open_transaction import OpenTransaction
 from dsg_remote_agent.storage.statindex import StatIndex, row_of
@@ -70,12 +70,13 @@ class ZfsTransaction(OpenTransaction):
         if self._placing:
             raise RemoteProtocolError("this transaction could not be prepared before")
         self._placings = []
-        merged = self._merge(manifest, self._plan)
-        record = self._incoming.record(self.txid, merged, message, user, host)
-        self._notice("applying")
-        self._placing = True
-        self._placed = place_all(tree, self._staging, self._placings)
-        write_blocks(tree, manifest_path(self.seq), merged.parts)
+        with BlockPacker() as packer:
+            merged = self._merge(manifest, self._plan, packer.add)
+            record = self._incoming.record(self.txid, merged, message, user, host)
+            self._notice("applying")
+            self._placing = True
+            self._placed = place_all(tree, self._staging, self._placings)
+            packer.write(tree, manifest_path(self.seq), merged.head)
         self._clone.place.chain.publish(record, durable=False)
         self._staging.discard()
         self._notice("flushing")

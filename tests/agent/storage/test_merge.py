@@ -42,7 +42,7 @@ def run(base: Manifest, changes: list[Entry | str]) -> tuple[Merged, list[Step]]
 
 
 def manifest_from(found: Merged) -> Manifest:
-    return Manifest.from_bytes(b"".join(found.parts), found.digest).validate()
+    return Manifest.from_bytes(b"".join([found.head, *found.parts]), found.digest).validate()
 
 
 def is_tree(paths: Iterable[str]) -> bool:
@@ -62,7 +62,7 @@ def test_the_same_as_the_simple_way(base_paths: set[str], puts: dict[str, bytes]
             run(base, changes)
         return
     found, seen = run(base, changes)
-    assert b"".join(found.parts) == expected.to_bytes()
+    assert b"".join([found.head, *found.parts]) == expected.to_bytes()
     assert found.digest == expected.digest
     assert found.entries == len(expected)
     assert found.size == sum(entry.size for entry in expected)
@@ -111,7 +111,7 @@ def test_long_runs_and_short_ones(
             len(expected),
             sum(entry.size for entry in expected if entry.kind == FILE),
         )
-        for one in found.parts[1:]:
+        for one in found.parts:
             unpacker = msgpack.Unpacker(use_list=False)
             unpacker.feed(one)
             assert all(len(row) == 8 for row in unpacker) and unpacker.tell() == len(one)
