@@ -10,8 +10,8 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from operator import itemgetter
+from collections.abc import Callable, Iterator
+from operator import attrgetter, itemgetter
 
 from protocol.tree.confine import Beneath, Folder, encode, split
 from protocol.tree.files import (
@@ -49,8 +49,22 @@ def _names_in(fd: int) -> list[str]:
     return listed if _NATIVE_UTF8 else [_decode(os.fsencode(name)) for name in listed]
 
 
-def _stat_utf8(name: str, *, dir_fd: int, follow_symlinks: bool) -> os.stat_result:
-    return os.stat(encode(name), dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+def _decoded_name(entry: os.DirEntry[str]) -> str:
+    return _decode(os.fsencode(entry.name))
+
+
+_entry_name: Callable[[os.DirEntry[str]], str] = attrgetter("name") if _NATIVE_UTF8 else _decoded_name
+
+
+def _still_there(entries: list[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]], list[os.stat_result]]:
+    """Those of ``entries`` that were not removed since they were listed, and their stats."""
+    found = []
+    for entry in entries:
+        try:
+            found.append((entry, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            continue
+    return [entry for entry, _ in found], [stats for _, stats in found]
 
 
 def _open_regular(fd: int, name: bytes, flags: int, path: str) -> int:
@@ -123,7 +137,7 @@ class PosixTree:
     def scan(self, path: str) -> Iterator[tuple[str, Stat]]:
         folder = self._beneath.open_readable(encode(path) if path else b"")
         with os.scandir(folder.fd) as listing:
-            found = [(e.name if _NATIVE_UTF8 else _decode(os.fsencode(e.name)), e) for e in listing]
+            found = [(_entry_name(entry), entry) for entry in listing]
         found.sort(key=_name_of)
         for name, entry in found:
             try:
@@ -134,28 +148,27 @@ class PosixTree:
 
     def glance(self, path: str) -> Iterator[Glance]:
         folder = self._beneath.open_readable(encode(path) if path else b"")
-        fd = folder.fd
-        listed = sorted(_names_in(fd))
-        look = os.stat if _NATIVE_UTF8 else _stat_utf8
+        with os.scandir(folder.fd) as listing:
+            listed = sorted(listing, key=_entry_name)
         for start in range(0, len(listed), GLANCE_NAMES):
-            names = listed[start : start + GLANCE_NAMES]
-            numbers: list[tuple[int, ...]] = []
-            kinds: dict[str, Kind] = {}
-            gone: set[str] = set()
             # The steps of a sync that are taken for each file of the tree, changed or not.
-            for name in names:
-                try:
-                    found = look(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    gone.add(name)  # since it was listed
-                    continue
-                numbers.append((found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size))
+            entries = listed[start : start + GLANCE_NAMES]
+            try:
+                stats = [entry.stat(follow_symlinks=False) for entry in entries]
+            except FileNotFoundError:
+                entries, stats = _still_there(entries)
+            names = [entry.name for entry in entries] if _NATIVE_UTF8 else list(map(_entry_name, entries))
+            numbers: list[tuple[int, ...]] = [
+                (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size) for found in stats
+            ]
+            kinds: dict[str, Kind] = {}
+            for at, found in enumerate(stats):
                 if found.st_mode & 0o170000 != stat.S_IFREG:
-                    kinds[name] = kind = stat_of(found).kind
+                    kinds[names[at]] = kind = stat_of(found).kind
                     if kind is Kind.OTHER:
-                        numbers[-1] = ()
-            yield Glance([name for name in names if name not in gone] if gone else names, numbers, kinds)
-        del folder  # the looks are from its descriptor
+                        numbers[at] = ()
+            yield Glance(names, numbers, kinds)
+        del folder  # the entries look from its descriptor
 
     def names(self, path: str) -> set[str]:
         folder = self._beneath.open_readable(encode(path) if path else b"")
