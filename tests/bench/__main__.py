@@ -16,7 +16,7 @@ import pytest
 from attrs import frozen
 
 from tests.bench.contestants import Contestant, Dsg, Place, Rsync
-from tests.bench.measure import run_timed, run_watched
+from tests.bench.measure import put_aside, run_timed, run_watched
 from tests.bench.promote import promotions
 from tests.bench.report import Result, Row, machine, render, slower_rows
 from tests.bench.steps import Step, steps_of
@@ -86,7 +86,7 @@ class Bench:
             if step == "first upload":
                 contestant.prepare(place)
             elif step == "clone":
-                shutil.rmtree(place.clone, ignore_errors=True)
+                put_aside(place.clone, self.folder / "aside")
         if step == "1% changed":
             settle_clock()
             for contestant in order:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.bench.measure import children
+from tests.bench.measure import children, put_aside
 from tests.bench.report import file_system
 from tests.demo.server import free_port, make_key, session_environment, start_openssh, stop
 from tests.hosts.openzfs.guest import Guest, openzfs_guest
@@ -90,7 +89,7 @@ class FolderStore(Store):
         return str(self.folder(name))
 
     def clear(self, name: str) -> None:
-        shutil.rmtree(self.folder(name), ignore_errors=True)
+        put_aside(self.folder(name), self._folder.with_name("aside"))
 
     def look(self, folder: Path, into: Path) -> Path:
         return folder

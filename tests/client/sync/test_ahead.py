@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def hole(site: Site) -> Path:
     with path.open("wb") as file:
         os.truncate(file.fileno(), 1 << 40)
     return path
+
+
+def wait_for(what: Callable[[], bool]) -> bool:
+    """Whether it comes true within 20 s."""
+    end = time.monotonic() + 20
+    while not what() and time.monotonic() < end:
+        time.sleep(0.01)
+    return what()
 
 
 def indexed(site: Site) -> set[str]:
@@ -358,6 +367,45 @@ async def test_two_who_save_the_index_do_so_in_turn(ground: Ground) -> None:
         """,
     )
     assert {"input/zzz", "input/below/f00000.csv", "input/below/f04999.csv"} <= indexed(site)
+
+
+async def test_what_it_learnt_is_saved_when_it_is_let(ground: Ground) -> None:
+    """Not before: it would take a core from the sync."""
+    site = await ground.init("ann")
+    fill(site, 50)
+    await asyncio.sleep(0.1)
+    found = said(
+        site,
+        """
+        def rows(): return (site.root / ".dsg/index").exists()
+        with begun("test") as (site, ahead):
+            ahead.take_look().run(lambda: None)
+            time.sleep(0.3)
+            before = rows()
+            ahead.save()
+            end = time.monotonic() + 20
+            while not rows() and time.monotonic() < end: time.sleep(0.01)
+        say(before=before, after=rows())
+        """,
+    )
+    assert found == {"before": False, "after": True}
+
+
+@pytest.mark.parametrize("end", ["leave", "os._exit(0)"])
+async def test_what_it_learnt_is_saved_at_the_end_in_any_case(ground: Ground, end: str) -> None:
+    site = await ground.init("ann")
+    fill(site, 50)
+    await asyncio.sleep(0.1)
+    said(
+        site,
+        f"""
+        with begun("test") as (site, ahead):
+            ahead.take_look().run(lambda: None)
+            say()
+            if {end!r} != "leave": {end if end != "leave" else "pass"}
+        """,
+    )
+    assert wait_for(lambda: len(indexed(site)) > 50)
 
 
 async def test_it_tells_where_to_connect_and_hands_the_lock_over(ground: Ground) -> None:
