@@ -102,10 +102,14 @@ class Manifest(Value):
         row: Row = rows.unpack()
         return row
 
-    def _rows(self) -> Any:
-        """An unpacker that yields the rows. Its limits keep a hostile one from claiming memory."""
+    def unpacker(self, at: int | None = None) -> tuple[Any, int]:
+        """A msgpack.Unpacker of the entries, and where in the encoding it begins: at the first, or at ``at``.
+
+        Its limits keep a hostile manifest from claiming memory.
+        """
+        begin = self._body_at if at is None else at
         stream = io.BytesIO(self._encoded)
-        stream.seek(self._body_at)
+        stream.seek(begin)
         return msgpack.Unpacker(
             stream,
             use_list=False,
@@ -116,29 +120,10 @@ class Manifest(Value):
             max_str_len=_MAX_FIELD,
             max_bin_len=_MAX_FIELD,
             max_ext_len=0,
-        )
+        ), begin
 
-    def taker(self) -> Callable[[int, int], memoryview]:
-        """A function that gives the encoding of the entries from one number to before another.
-
-        It can only go forward: no number is less than the one before it.
-        """
-        rows = self._rows()
-        skip, tell = rows.skip, rows.tell
-        encoded, body_at = memoryview(self._encoded), self._body_at
-        at = 0
-
-        def take(start: int, end: int) -> memoryview:
-            nonlocal at
-            for _ in range(start - at):
-                skip()
-            from_byte = body_at + tell()
-            for _ in range(end - start):
-                skip()
-            at = end
-            return encoded[from_byte : body_at + tell()]
-
-        return take
+    def _rows(self) -> Any:
+        return self.unpacker()[0]
 
     def to_bytes(self) -> bytes:
         """The canonical encoding."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from itertools import islice
 
 import msgpack
 
 from protocol.codec import Buffer
 from protocol.errors import InternalError
-from protocol.manifest import FILE, Entry, Manifest, Row
+from protocol.manifest import Entry, Manifest, Row
 from protocol.paths import escape, sort_key
 
 __all__ = ["PART_BYTES", "Ahead", "Parts", "splice"]
 
 PART_BYTES = 1 << 19
 _LONG_BYTES = 1 << 16
-_STRETCH = 1024  # entries
+_LEAP_BYTES = 1 << 16
+_ENTRY = b"\x98"  # how an entry begins: an array of 8
 
 
 def splice(base: Manifest, edits: Iterable[tuple[str, Entry | None, Entry | None]]) -> Manifest:
@@ -28,70 +27,95 @@ def splice(base: Manifest, edits: Iterable[tuple[str, Entry | None, Entry | None
     caller's care.
     """
     ahead = Ahead(base)
-    take = base.taker()
     parts = Parts()
     pack = msgpack.Packer().pack
-    taken = 0
     count = len(base)
     for path, before, after in edits:
-        at, standing = ahead.find(path)
+        passed, standing = ahead.go_to(path)
         if standing != before:
             raise InternalError(f"{escape(path)} is not in the tree as it was when the plan was made")
-        if at > taken:
-            parts.add(take(taken, at))
-        taken = at + (before is not None)
+        parts.add(passed)
         count += (after is not None) - (before is not None)
         if after is not None:
             parts.add(pack(after))
-    parts.add(take(taken, len(base)))
+    parts.add(ahead.rest())
     return Manifest.from_parts(base.algorithm, count, parts.end())
 
 
 class Ahead:
-    """A base's entries, decoded a stretch at a time, to find in them the paths of ascending changes.
+    """A walk over a base's entries, to the paths of ascending edits, that decodes few of them.
 
-    ``size``: bytes of the files in all stretches so far.
+    ``number``: of the next entry.
     """
 
     def __init__(self, base: Manifest) -> None:
-        self.size = 0
-        self._rows = base.rows()
-        self._stretch: list[Row] = []
-        self._first = self._at = 0  # the number of the stretch's first entry; a place in the stretch
+        self.number = 0
+        self._base = base
+        self._encoded = base.to_bytes()
+        self._view = memoryview(self._encoded)
+        self._rows, self._first = base.unpacker()
+        self._from = self._first  # where the unpacker began
+        self._at = self._first  # where the next entry begins
+        self._next: Row | None = None  # it, once it was decoded; and where it ends
+        self._end = self._first
+        self._asked = 0
 
-    def find(self, path: str) -> tuple[int, Entry | None]:
-        """The number of the first entry that does not stand before ``path``, and the entry of ``path``."""
-        while True:
-            if self._at < len(self._stretch):
-                if self._stretch[self._at][0] != path:
-                    key = sort_key(path)
-                    if sort_key(self._stretch[-1][0]) < key:
-                        self._at = len(self._stretch)
-                        continue
-                    self._at = bisect_left(self._stretch, key, self._at, key=_sort_key_of)
-                here = self._stretch[self._at]
-                number = self._first + self._at
-                if here[0] != path:
-                    return number, None
-                self._at += 1
-                return number, Entry._make(here)
-            if not self._next_stretch():
-                return self._first, None
+    def go_to(self, path: str) -> tuple[memoryview, Entry | None]:
+        """The encoding of the entries passed on the way to ``path``, and its own entry, passed then, too."""
+        begin = self._at
+        self._asked += 1
+        key = sort_key(path)
+        found = None
+        leapt = False
+        while (row := self._peek()) is not None:
+            if row[0] == path:
+                found = Entry._make(row)
+                break
+            if sort_key(row[0]) > key:
+                break
+            self._pass()
+            if not leapt:
+                leapt = True
+                self._leap(path)
+        passed = self._view[begin : self._at]
+        if found is not None:
+            self._pass()
+        return passed, found
 
-    def go_to_end(self) -> None:
-        while self._next_stretch():
-            pass
+    def rest(self) -> memoryview:
+        """The encoding of all that was not passed."""
+        return self._view[self._at :]
 
-    def _next_stretch(self) -> bool:
-        self._first += len(self._stretch)
-        self._at = 0
-        self._stretch = list(islice(self._rows, _STRETCH))
-        self.size += sum([row[4] for row in self._stretch if row[1] == FILE])
-        return bool(self._stretch)
+    def _peek(self) -> Row | None:
+        if self._next is None and self.number < len(self._base):
+            self._next = self._rows.unpack()
+            self._end = self._from + self._rows.tell()
+        return self._next
 
+    def _pass(self) -> None:
+        self._at = self._end
+        self._next = None
+        self.number += 1
 
-def _sort_key_of(row: Row) -> str:
-    return sort_key(row[0])
+    def _leap(self, path: str) -> None:
+        """Go to the entry of ``path`` if it is not far, by what its encoding begins with: that takes no time.
+
+        Those bytes may as well stand within another entry, in a link's target:
+        only that they begin an entry tells that they are this one.
+        """
+        far = max(_LEAP_BYTES, 4 * (self._at - self._first) // self._asked)
+        at = self._encoded.find(_ENTRY + msgpack.packb(path), self._at, self._at + far)
+        if at < 0:
+            return
+        skip, tell, passed = self._rows.skip, self._rows.tell, 0
+        while self._from + tell() < at:
+            skip()
+            passed += 1
+        if self._from + tell() == at:
+            self._at = at
+            self.number += passed
+        else:
+            self._rows, self._from = self._base.unpacker(self._at)
 
 
 class Parts:

@@ -109,31 +109,31 @@ def merge(
     changes: Iterable[Numbered],
     on_step: Callable[[Step], None],
     on_part: Callable[[Buffer], None] = lambda _: None,
+    *,
+    size: int,
 ) -> Merged:
     """The new manifest; every change is given to ``on_step``, every part of it to ``on_part``, in order.
 
-    ``index`` has a row for each entry of ``base``. RemoteProtocolError for a
+    ``index`` has a row for each entry of ``base``, whose files have ``size`` bytes. RemoteProtocolError for a
     delete of what the base does not have, and when a file would stand where
     another's folder is; PathsRefusedError when new names differ from others
     only in case or normal form.
     """
     ahead = Ahead(base)
-    take = base.taker()
     parts = Parts(on_part)
     carried = StatIndex()
     brought = array("Q")
     pack = msgpack.Packer().pack
-    taken = size = added = changed = deleted = 0
+    added = changed = deleted = 0
     for number, change in changes:
         entry = None if isinstance(change, str) else change
         path = change if isinstance(change, str) else change.path
-        at, was = ahead.find(path)
-        if at > taken:
-            parts.add(take(taken, at))
-            carried.extend(index, taken, at)
-        taken = at
+        first = ahead.number
+        passed, was = ahead.go_to(path)
+        at = ahead.number - (was is not None)
+        parts.add(passed)
+        carried.extend(index, first, at)
         if was is not None:
-            taken += 1
             size -= _size(was)
         elif entry is None:
             raise RemoteProtocolError(f"{path!r} is to be deleted, and the head does not have it")
@@ -147,9 +147,8 @@ def merge(
         parts.add(pack(entry))
         brought.append(len(carried))
         carried.append(UNKNOWN)
-    ahead.go_to_end()
-    parts.add(take(taken, len(base)))
-    carried.extend(index, taken, len(base))
+    parts.add(ahead.rest())
+    carried.extend(index, ahead.number, len(base))
     done = parts.end()
     if added:
         # Only a new path can be in the way of another.
@@ -163,7 +162,7 @@ def merge(
         parts=done,
         digest=f"{base.algorithm}:{sums.digest().hex()}",
         entries=len(carried),
-        size=ahead.size + size,
+        size=size,
         added=added,
         changed=changed,
         deleted=deleted,

@@ -96,7 +96,14 @@ class OpenTransaction(ABC):
         """The new manifest, which must have the digest ``manifest``; see :func:`merge`."""
         self._incoming.refuse_unadopted(self.outside)
         self._notice("verifying")
-        merged = merge(self._manifest, self._index, self._incoming.changes(), plan, on_part)
+        merged = merge(
+            self._manifest,
+            self._index,
+            self._incoming.changes(),
+            plan,
+            on_part,
+            size=self._base.record.size,
+        )
         if merged.digest != manifest:
             raise IntegrityError(
                 f"the merged manifest has the digest {merged.digest}, the client expected {manifest}",

@@ -245,14 +245,3 @@ def test_many_entries_are_not_live_objects() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
-
-
-@given(trees(), st.lists(st.integers(0, 12)))
-def test_taking_the_encoding_in_pieces(entries: list[Entry], numbers: list[int]) -> None:
-    manifest = Manifest.from_entries(entries)
-    take = manifest.taker()
-    numbers = sorted(min(number, len(entries)) for number in numbers)
-    for start, end in zip(numbers[::2], numbers[1::2], strict=False):
-        expected = b"".join(msgpack.packb(list(entry)) for entry in entries[start:end])
-        assert bytes(take(start, end)) == expected
-    assert [Entry._make(found) for found in manifest.rows()] == entries

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import tracemalloc
 
+import msgpack
 import pytest
 
 from protocol import splice as module
 from protocol.errors import InternalError
-from protocol.manifest import FILE, Entry, Manifest
+from protocol.manifest import FILE, LINK, Entry, Manifest
 from protocol.paths import sort_key
-from protocol.splice import splice
+from protocol.splice import Ahead, splice
 
 
 def file(path: str, content: str, who: str = "") -> Entry:
@@ -23,7 +24,7 @@ def manifest(*entries: Entry) -> Manifest:
 
 
 def test_the_same_as_from_all_entries(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STRETCH", 3)
+    monkeypatch.setattr(module, "_LEAP_BYTES", rng.choice([0, 300, 10_000]))
     monkeypatch.setattr(module, "_LONG_BYTES", 150)
     names = [f"{folder}{name}" for folder in ("", "d/", "d.x/", "e/f/") for name in ("a", "b", "b b", "c")]
     for _ in range(300):
@@ -39,6 +40,48 @@ def test_the_same_as_from_all_entries(rng: random.Random, monkeypatch: pytest.Mo
         found = splice(manifest(*base.values()), edits)
         assert found == manifest(*made.values())
         assert list(found.validate()) == list(found)
+
+
+@pytest.mark.parametrize("leap", [0, 200, 1 << 16])
+def test_a_walk_passes_everything_once(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, leap: int
+) -> None:
+    """Also where an entry holds what another one begins with: a link can point anywhere."""
+    monkeypatch.setattr(module, "_LEAP_BYTES", leap)
+    paths = [
+        f"{folder}{name}" for folder in ("", "d/", "d.x/", "e/f/") for name in ("a", "b", "b b", "c" * 40)
+    ]
+    for _ in range(300):
+        there = {path for path in paths if rng.random() < 0.6}
+        base = manifest(
+            *(
+                Entry(path, LINK, b"\x98" + msgpack.packb(rng.choice(paths)), False, 0, 0, "", 3)
+                if rng.random() < 0.5
+                else file(path, "x" * rng.randrange(30))
+                for path in there
+            )
+        )
+        entries = list(base)
+        ahead, seen = Ahead(base), b""
+        for path in sorted(rng.sample(paths, rng.randrange(len(paths))), key=sort_key):
+            passed, found = ahead.go_to(path)
+            assert found == next((entry for entry in entries if entry.path == path), None)
+            seen += passed
+            seen += b"" if found is None else msgpack.packb(found)
+            assert ahead.number == sum(sort_key(p) <= sort_key(path) for p in there)
+        seen += ahead.rest()
+        assert seen == b"".join(map(msgpack.packb, entries))
+
+
+def test_few_of_the_entries_on_the_way_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Manifest.from_entries(file(f"d/{n:05}", "x") for n in range(20_000))
+    decoded = []
+    peek = Ahead._peek
+    monkeypatch.setattr(Ahead, "_peek", lambda self: decoded.append(self._next is None) or peek(self))
+    ahead = Ahead(base)
+    for number in range(0, 20_000, 100):
+        assert ahead.go_to(f"d/{number:05}")[1] is not None
+    assert sum(decoded) < 1000
 
 
 def test_another_tree_is_refused() -> None:

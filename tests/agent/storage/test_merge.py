@@ -38,7 +38,8 @@ def rows_for(manifest: Manifest) -> StatIndex:
 def run(base: Manifest, changes: list[Entry | str]) -> tuple[Merged, list[Step]]:
     seen: list[Step] = []
     ordered = sorted(changes, key=lambda c: sort_key(c if isinstance(c, str) else c.path))
-    return merge(base, rows_for(base), enumerate(ordered), seen.append), seen
+    size = sum(entry.size for entry in base)
+    return merge(base, rows_for(base), enumerate(ordered), seen.append, size=size), seen
 
 
 def manifest_from(found: Merged) -> Manifest:
@@ -78,12 +79,12 @@ def test_the_same_as_the_simple_way(base_paths: set[str], puts: dict[str, bytes]
         assert (step.was is not None) == (step.path in rows)
 
 
-@pytest.mark.parametrize(("stretch", "long", "part"), [(1, 1, 1), (3, 200, 500), (100, 2_000, 5_000)])
+@pytest.mark.parametrize(("leap", "long", "part"), [(1, 1, 1), (300, 200, 500), (10_000, 2_000, 5_000)])
 def test_long_runs_and_short_ones(
-    rng: random.Random, monkeypatch: pytest.MonkeyPatch, stretch: int, long: int, part: int
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, leap: int, long: int, part: int
 ) -> None:
     """The parts hold whole entries, whatever is copied and whatever stays where it lies."""
-    monkeypatch.setattr(splice_module, "_STRETCH", stretch)
+    monkeypatch.setattr(splice_module, "_LEAP_BYTES", leap)
     monkeypatch.setattr(splice_module, "_LONG_BYTES", long)
     monkeypatch.setattr(splice_module, "PART_BYTES", part)
     monkeypatch.setattr(merge_module, "PART_BYTES", part)
