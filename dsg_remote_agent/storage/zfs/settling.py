@@ -56,20 +56,19 @@ def settle(site: Site, lock: int) -> tuple[list[str], Survey | None]:
 
 def _undecided(survey: Survey, chain: Chain) -> list[Generation]:
     """The generations that no committed transaction made: neither head nor in the chain of its records."""
-    suspects = {
-        generation.txid: generation
-        for number, generation in survey.generations.items()
-        if generation.txid and number != required_head(survey).generation
-    }
     ancestors = {generation.number for generation in survey.ancestors()}
-    suspects = {txid: g for txid, g in suspects.items() if g.number not in ancestors}
+    suspects = [
+        generation
+        for number, generation in survey.generations.items()
+        if generation.txid and number != required_head(survey).generation and number not in ancestors
+    ]
     if not suspects:
         return []
     head = chain.head()
-    lowest = min(generation.seq for generation in suspects.values())
-    for _, record in chain.parents(head, max(0, min(lowest, head.seq))):
-        suspects.pop(record.txid, None)
-    return list(suspects.values())
+    lowest = min(generation.seq for generation in suspects)
+    # By its number, too: nothing keeps a client from calling two transactions alike.
+    made = {(record.txid, record.seq) for _, record in chain.parents(head, max(0, min(lowest, head.seq)))}
+    return [generation for generation in suspects if (generation.txid, generation.seq) not in made]
 
 
 def destroy_uncommitted(site: Site, generation: Generation, lock: int) -> str:

@@ -397,6 +397,16 @@ def test_somebody_elses_snapshot_of_an_unfinished_clone_is_told_for_what_it_is(f
 
 
 @on_zfs
+def test_a_transaction_called_as_a_committed_one_is_undone(filled: ZfsGround) -> None:
+    txid = filled.open().head()[1].txid
+    for _ in range(2):  # and the next that is called so
+        filled.die(filled.begin(filled.open(), txid))
+    notes = filled.open().recover(claim())
+    assert f"undid the unfinished transaction {txid}" in notes
+    assert filled.generations() == ["g1"]
+
+
+@on_zfs
 def test_what_cleaning_had_to_tell_is_told_also_when_it_breaks_off(
     filled: ZfsGround, monkeypatch: pytest.MonkeyPatch
 ) -> None:
