@@ -78,4 +78,4 @@ ifneq ($(shell cat $(VENV)/.made 2> /dev/null),$(CURDIR))
 endif
 
 packages: # Debian packages that the tests, the demo and the benchmark use
-	@.ci/packages openssh-server openssh-client rsync strace git zfs-fuse sudo
+	@.ci/packages openssh-server openssh-client rsync strace git zfs-fuse sudo xfsprogs zsh fish tcsh
