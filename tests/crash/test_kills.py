@@ -8,9 +8,12 @@ in bytes each way, is measured first; moments are drawn over all of it.
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import secrets
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +120,24 @@ def test_agent_killed(
     ended = running.end()
     assert ended.status in (0, 6), ended
     check(scene, ended, rng)
+
+
+def test_agent_killed_while_it_tidies(base: World, folder: Path) -> None:
+    """What an agent killed after its commit leaves lies there until somebody needs the lock."""
+    scene = everything(base, folder)
+    assert scene.run("sync", "--json").status == 0
+    area, txid = scene.world.repository / ".dsg", scene.world.remote().head.txid
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    rubbish = area / "trash" / txid
+    rubbish.mkdir(parents=True)
+    for pid, made_by in ((os.getpid(), txid), (dead.pid, secrets.token_hex(16))):
+        (area / "lock.holder").write_text(json.dumps({"pid": pid, "txid": made_by}))
+        with pytest.raises(AssertionError, match="left over on the server"):
+            scene.verdict()
+    (area / "lock.holder").write_text(json.dumps({"pid": dead.pid, "txid": txid}))
+    scene.goes_on(scene.verdict())
+    assert not rubbish.exists()
 
 
 @drawn(2)

@@ -272,7 +272,8 @@ class Repository:
     def check(self, *, killed: bool = False) -> Repository:
         """Assert what holds of every repository at rest; returns itself.
 
-        ``killed``: an agent may have been, whose note of the lock stays until somebody needs the lock.
+        ``killed``: an agent may have been, whose note of the lock stays until somebody needs the lock, and
+        what it was about to remove after its commit.
         """
         assert digests(self.live) == self.tree, "the live folder is not what the head says"
         for older, newer in zip(self.records, self.records[1:], strict=False):
@@ -294,25 +295,35 @@ class Repository:
                 (after.entries[p].who, after.entries[p].seq) == (newer.user, newer.seq)
                 for p in changed | added
             )
-        left = [
-            name
-            for name in ("journal.prepared", "journal.decided", "lock.holder")
-            if (self.folder / AREA / name).exists()
-        ]
-        left += [
-            str(p) for area in ("staging", "tmp", "trash") for p in (self.folder / AREA / area).glob("*")
-        ]
-        # By these an agent tries out the file system, without a lock. A killed one's are removed in time.
-        left = [name for name in left if "/tmp/probe-" not in name.rpartition(AREA)[2]]
-        if killed and "lock.holder" in left and not self._holder_lives():
-            left.remove("lock.holder")
+        left = self.leftovers()
+        if killed:
+            left = [path for path in left if not self._awaits_lock(path)]
         assert not left, f"left over on the server: {left}"
         return self
 
-    def _holder_lives(self) -> bool:
-        """Whether the process that says to have the repository's lock is there."""
-        pid: int = json.loads((self.folder / AREA / "lock.holder").read_bytes())["pid"]
-        return Path("/proc", str(pid)).exists()
+    def leftovers(self) -> list[str]:
+        """What no repository at rest has in its ``.dsg``, by paths in there."""
+        area = self.folder / AREA
+        left = [
+            name for name in ("journal.prepared", "journal.decided", "lock.holder") if (area / name).exists()
+        ]
+        for folder in ("staging", "tmp", "trash"):
+            # By these an agent tries out the file system, without a lock. A killed one's go in time.
+            names = [path.name for path in (area / folder).glob("*") if not path.name.startswith("probe-")]
+            left += [f"{folder}/{name}" for name in names]
+        return left
+
+    def _awaits_lock(self, path: str) -> bool:
+        """Whether an agent killed after its commit left that, which stays until somebody needs the lock."""
+        try:
+            holder = json.loads((self.folder / AREA / "lock.holder").read_bytes())
+        except FileNotFoundError:
+            return False
+        if Path("/proc", str(holder["pid"])).exists():
+            return False
+        txid = self.head.txid
+        rubbish = {f"staging/{txid}", f"trash/{txid}", "tmp/index"} if holder["txid"] == txid else set()
+        return path in {"lock.holder"} | rubbish
 
 
 def read_repository(
