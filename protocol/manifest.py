@@ -147,11 +147,14 @@ class Manifest(Value):
         return cls(algorithm, count, _digest(algorithm, encoded), encoded, len(head))
 
     @classmethod
-    def from_bytes(cls, encoded: bytes, expected_digest: str | None = None) -> Manifest:
+    def from_bytes(
+        cls, encoded: bytes, expected_digest: str | None = None, *, trusted: bool = False
+    ) -> Manifest:
         """Take an encoding as it came from disk or wire.
 
         Checks the frame and, when given, the digest; :meth:`validate` checks
-        the entries. IntegrityError when either does not hold.
+        the entries. IntegrityError when either does not hold. ``trusted``:
+        that these bytes have this digest is known from elsewhere.
         """
         try:
             if not encoded.startswith(_MAGIC):
@@ -161,17 +164,12 @@ class Manifest(Value):
             algorithm, count = unpacker.unpack()
             if type(algorithm) is not str or type(count) is not int or not 0 <= count <= len(encoded):
                 raise ValueError("its header is damaged")
-            digest = _digest(algorithm, encoded)
+            digest = expected_digest if trusted and expected_digest else _digest(algorithm, encoded)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise IntegrityError(f"a manifest cannot be read: {error}") from None
         if expected_digest is not None and digest != expected_digest:
             raise IntegrityError(f"a manifest is damaged: its digest is {digest}, expected {expected_digest}")
         return cls(algorithm, count, digest, encoded, len(_MAGIC) + unpacker.tell())
-
-    @classmethod
-    def known(cls, algorithm: str, count: int, digest: str, encoded: bytes) -> Manifest:
-        """A manifest that this program has made in another process: its digest is not worked out again."""
-        return cls(algorithm, count, digest, encoded, len(_head(algorithm, count)))
 
     def validate(self) -> Manifest:
         """Check every entry (hostile input); returns self. IntegrityError names the first bad one.

@@ -190,7 +190,7 @@ def _read_block(file: ReadFile, seed: bytes, number: int) -> tuple[IndexRow, ...
         return ()
     try:
         rows: tuple[IndexRow, ...] = msgpack.unpackb(payload, use_list=False)
-        return rows if all(len(row) == 6 for row in rows) else ()
+        return rows if set(map(len, rows)) == {6} else ()
     except (ValueError, TypeError, msgpack.UnpackException):
         return ()
 

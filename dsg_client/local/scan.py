@@ -31,24 +31,14 @@ from dsg_client.local.findings import Findings
 from dsg_client.local.hashing import FileRead, HashPool, OpenFolder, identity_of
 from dsg_client.local.index import FileClock, IndexChanges, IndexRow
 from dsg_client.local.scope import Scope
+from dsg_client.local.stretch import Scanned, Stretch
 from dsg_client.local.walk import Run, Walk
 from protocol.digest import DEFAULT
 from protocol.manifest import FILE, LINK, Entry
 from protocol.paths import PathProblem, check_link_target, sort_key
 from protocol.tree.fs import Capabilities
 
-__all__ = ["Identity", "Scan", "Scanned"]
-
-# (size, mtime_ns, ctime_ns, inode), as the file system gave them.
-Identity = tuple[int, int, int, int]
-
-
-class Scanned(NamedTuple):
-    """An entry of L, and the numbers by which it can later be told that nobody touched it."""
-
-    entry: Entry
-    identity: Identity
-
+__all__ = ["Scan"]
 
 _STRETCH = 512  # entries looked at together
 _LOOKAHEAD = 4096  # entries that may wait for a file before them to be hashed
@@ -60,7 +50,6 @@ _KINDS = {
 }
 _EFFECTIVE = os.access in os.supports_effective_ids
 _NO_ROW: IndexRow = ("", 0, 0, 0, 0, b"")
-_new = tuple.__new__
 
 
 class Scan:
@@ -96,9 +85,7 @@ class Scan:
         self.differs = False
         #: With ``verify``: paths whose content changed under unchanged numbers. A failing disk, most likely.
         self.rotten: list[str] = []
-        self._index = iter(index)
-        self._row: IndexRow = next(self._index, _NO_ROW)
-        self._rows: deque[IndexRow] = deque()  # those after it that were read already
+        self._index = _Rows(index)
         self._clock = clock
         self._verify = verify
         self._walk = Walk(
@@ -109,7 +96,7 @@ class Scan:
         )
         self._pool = HashPool(algorithm, threads or min(4, (os.cpu_count() or 1) + 1))
         # In canonical order: entries, files being read with their old row, paths to drop from the index.
-        self._waiting: deque[list[Scanned] | tuple[FileRead, IndexRow] | str] = deque()
+        self._waiting: deque[Stretch | _Reading | str] = deque()
         self._queued = 0  # entries and files in it
 
     @property
@@ -128,17 +115,17 @@ class Scan:
 
     def __iter__(self) -> Iterator[Scanned]:
         for stretch in self.stretches():
-            yield from stretch
+            yield from stretch.scanned()
 
-    def stretches(self) -> Iterator[list[Scanned]]:
-        """The same in lists of neighbours, which a loop over all of them goes through sooner."""
+    def stretches(self) -> Iterator[Stretch]:
+        """The same by neighbours, of which whoever goes through all of them can do many at once."""
         try:
             for run in self._walk:
                 for start in range(0, len(run.items), _STRETCH):
                     yield from self._visit(run, run.items[start : start + _STRETCH])
             while self._waiting:
                 yield from self._ready(force=True)
-            while self._row[0]:
+            while self._index.path:
                 self._skip_row()
             yield from self._ready(force=False)
         finally:
@@ -146,25 +133,25 @@ class Scan:
             self._walk.close()
         self.findings.raise_if_any()
 
-    def _visit(self, run: Run, items: list[os.DirEntry[str]]) -> Iterator[list[Scanned]]:
+    def _visit(self, run: Run, items: list[os.DirEntry[str]]) -> Iterator[Stretch]:
         """A few neighbours: those that the index knows as they are go through at once."""
         known = self._known(run, items)
         if known is None:
             yield from self._one_by_one(run, items)
             return
-        scanned, others = known
+        stretch, others = known
         at = 0
         for other in [*others, len(items)]:
             if at < other:
-                self._drop_rows(other - at)
+                self._index.drop(other - at)
                 self.files += other - at
-                self.bytes += sum([identity[0] for _, identity in scanned[at:other]])
-                yield from self._passed(scanned[at:other])
+                self.bytes += sum(stretch.sizes[at:other])
+                yield from self._passed(stretch.part(at, other) if others else stretch)
             if other < len(items):
                 yield from self._one_by_one(run, [items[other]])
             at = other + 1
 
-    def _known(self, run: Run, items: list[os.DirEntry[str]]) -> tuple[list[Scanned], list[int]] | None:
+    def _known(self, run: Run, items: list[os.DirEntry[str]]) -> tuple[Stretch, list[int]] | None:
         """What is found where all of these are files that stand next in the index, in this order.
 
         With the positions of those that look otherwise than there. None where
@@ -172,7 +159,7 @@ class Scan:
         """
         if not run.fresh or self._verify or not self._walk.plain_spelling:
             return None
-        rows = self._next_rows(len(items))
+        rows = self._index.next_rows(len(items))
         prefix = run.prefix
         paths = [prefix + item.name for item in items]
         if [row[0] for row in rows] != paths:
@@ -182,22 +169,28 @@ class Scan:
         except OSError:
             return None
         modes = [found.st_mode for found in stats]
-        if {mode & 0o170000 for mode in modes} != {stat_bits.S_IFREG}:
+        executable = {mode: mode & 0o100 != 0 for mode in set(modes)}
+        if any(mode & 0o170000 != stat_bits.S_IFREG for mode in executable):
             return None
-        identities = [(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) for found in stats]
-        others = [n for n, row in enumerate(rows) if row[1:5] != identities[n]]
-        return [
-            _new(
-                Scanned,
-                (
-                    _new(Entry, (path, FILE, row[5], mode & 0o100 != 0, identity[0], identity[1], "", 0)),
-                    identity,
-                ),
-            )
-            for path, row, mode, identity in zip(paths, rows, modes, identities, strict=True)
-        ], others
+        _, sizes, mtimes_ns, ctimes_ns, inodes, contents = map(list, zip(*rows, strict=True))
+        stretch = Stretch(
+            FILE,
+            paths,
+            contents,
+            [executable[mode] for mode in modes],
+            [found.st_size for found in stats],
+            [found.st_mtime_ns for found in stats],
+            [found.st_ctime_ns for found in stats],
+            [found.st_ino for found in stats],
+        )
+        if (sizes, mtimes_ns, ctimes_ns, inodes) == stretch[4:]:
+            return stretch, []
+        identities = zip(*stretch[4:], strict=True)
+        return stretch, [
+            n for n, (row, identity) in enumerate(zip(rows, identities, strict=True)) if row[1:5] != identity
+        ]
 
-    def _one_by_one(self, run: Run, items: list[os.DirEntry[str]]) -> Iterator[list[Scanned]]:
+    def _one_by_one(self, run: Run, items: list[os.DirEntry[str]]) -> Iterator[Stretch]:
         prefix = run.prefix
         spell = None if self._walk.plain_spelling else self._walk.spell
         for item in items:
@@ -212,46 +205,45 @@ class Scan:
                 self.findings.failed(path, error)
                 continue
             mode = found.st_mode
-            if self._row[0] != path and self._row[0]:
+            if self._index.path != path and self._index.path:
                 self._seek_row(path)
             if mode & 0o170000 != stat_bits.S_IFREG:
                 special = self._special(run.folder, name, path, found)
                 if special is not None:
-                    yield from self._passed([special])
+                    yield from self._passed(special)
                 continue
             identity = identity_of(found)
             old = _NO_ROW
-            if self._row[0] == path:
-                old = self._row
-                self._drop_rows(1)
+            if self._index.path == path:
+                old = self._index.take()
             if old[1:5] == identity and not self._verify:
                 self.files += 1
                 self.bytes += identity[0]
                 entry = Entry(path, FILE, old[5], mode & 0o100 != 0, identity[0], identity[1])
-                yield from self._passed([Scanned(entry, identity)])
+                yield from self._passed(Stretch.of_one(entry, identity))
                 continue
             self.differs = True
             if not self.findings.refused:
                 file = FileRead(run.folder, name, path, identity)
                 self._pool.add(file)
-                self._waiting.append((file, old))
+                self._waiting.append(_Reading(file, old))
                 self._queued += 1
                 yield from self._ready(force=self._queued > _LOOKAHEAD)
             elif not os.access(name, os.R_OK, dir_fd=run.folder.fd, effective_ids=_EFFECTIVE):
                 # The scan fails anyway and reads nothing more; the list is to be complete.
                 self.findings.failed(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
-    def _passed(self, stretch: list[Scanned]) -> Iterator[list[Scanned]]:
+    def _passed(self, stretch: Stretch) -> Iterator[Stretch]:
         """Yield these, or have them wait for a file before them to be read."""
         if not self._waiting:
             yield stretch
             return
         self._waiting.append(stretch)
-        self._queued += len(stretch)
+        self._queued += len(stretch.paths)
         if self._queued > _LOOKAHEAD:
             yield from self._ready(force=True)
 
-    def _special(self, folder: OpenFolder, name: str, path: str, found: os.stat_result) -> Scanned | None:
+    def _special(self, folder: OpenFolder, name: str, path: str, found: os.stat_result) -> Stretch | None:
         """A link; anything else is refused."""
         if not stat_bits.S_ISLNK(found.st_mode):
             kind = _KINDS.get(stat_bits.S_IFMT(found.st_mode))
@@ -270,48 +262,36 @@ class Scan:
             self.findings.refuse(PathProblem(path, reason))
             return None
         self.links += 1
-        return Scanned(Entry(path, LINK, target.encode(), False, 0, 0), identity_of(found))
+        return Stretch.of_one(Entry(path, LINK, target.encode(), False, 0, 0), identity_of(found))
 
     # The stat index
-
-    def _next_rows(self, count: int) -> list[IndexRow]:
-        """The next rows, so many when there are, without going on to them."""
-        rows = self._rows
-        rows.extend(islice(self._index, count - 1 - len(rows)) if count - 1 > len(rows) else ())
-        return [self._row, *islice(rows, count - 1)]
-
-    def _drop_rows(self, count: int) -> None:
-        """Go on by so many rows."""
-        rows = self._rows
-        for _ in range(count):
-            self._row = rows.popleft() if rows else next(self._index, _NO_ROW)
 
     def _seek_row(self, path: str) -> None:
         """Go on in the index to the first row that is not before ``path``."""
         key = sort_key(path)
-        while self._row[0] and sort_key(self._row[0]) < key:
+        while self._index.path and sort_key(self._index.path) < key:
             self._skip_row()
 
     def _skip_row(self) -> None:
         self.differs = True
+        path = self._index.take()[0]
         # In a scan that fails, a path may be missing only because its folder could not be read.
         if not self.findings.any:
             if self._waiting:
-                self._waiting.append(self._row[0])
+                self._waiting.append(path)
             else:
-                self.changes.drop(self._row[0])
-        self._drop_rows(1)
+                self.changes.drop(path)
 
     # Files that were read
 
-    def _ready(self, *, force: bool) -> Iterator[list[Scanned]]:
+    def _ready(self, *, force: bool) -> Iterator[Stretch]:
         """What can be yielded now, in order; with ``force`` at least the first, after waiting for it."""
         waiting = self._waiting
         while waiting:
             first = waiting[0]
-            if isinstance(first, list):
+            if isinstance(first, Stretch):
                 yield first
-                self._queued -= len(first)
+                self._queued -= len(first.paths)
             elif isinstance(first, str):
                 self.changes.drop(first)
             else:
@@ -322,12 +302,12 @@ class Scan:
                     return
                 scanned = self._finished(file, old)
                 if scanned is not None:
-                    yield [scanned]
+                    yield scanned
                 self._queued -= 1
             force = False
             waiting.popleft()
 
-    def _finished(self, file: FileRead, old: IndexRow) -> Scanned | None:
+    def _finished(self, file: FileRead, old: IndexRow) -> Stretch | None:
         self._pool.check()
         if file.error is not None:
             self.findings.failed(file.path, file.error)
@@ -342,17 +322,58 @@ class Scan:
         self.hashed_bytes += size
         if old[1:5] == file.identity:
             if old[5] == file.digest:
-                return self._entry(file)
+                return self._found(file)
             # The old row stays: with the new one the next sync would take the rot for an edit and send it.
             self.rotten.append(file.path)
-            return self._entry(file)
+            return self._found(file)
         if self._clock is not None and self._clock.settled(mtime_ns, ctime_ns, file.read_ns):
             self.changes.put(file.path, file.identity, file.digest)
         elif old[0]:
             self.changes.drop(file.path)
-        return self._entry(file)
+        return self._found(file)
 
-    def _entry(self, file: FileRead) -> Scanned:
+    def _found(self, file: FileRead) -> Stretch:
         size, mtime_ns = file.identity[:2]
         entry = Entry(file.path, FILE, file.digest, file.executable, size, mtime_ns)
-        return Scanned(entry, file.identity)
+        return Stretch.of_one(entry, file.identity)
+
+
+class _Reading(NamedTuple):
+    """A file that is being read, and its row in the index."""
+
+    file: FileRead
+    old: IndexRow
+
+
+class _Rows:
+    """The rows of the stat index, read ahead by the run and gone through one after the other."""
+
+    def __init__(self, rows: Iterable[IndexRow]) -> None:
+        self._rest = iter(rows)
+        self._read: list[IndexRow] = []
+        self._at = 0
+        self.path = ""  # the next row's; '' at the end
+        self._look()
+
+    def next_rows(self, count: int) -> list[IndexRow]:
+        """The next rows, so many when there are, without going on to them."""
+        lacking = self._at + count - len(self._read)
+        if lacking > 0:
+            self._read = [*self._read[self._at :], *islice(self._rest, max(lacking, _STRETCH))]
+            self._at = 0
+        return self._read[self._at : self._at + count]
+
+    def take(self) -> IndexRow:
+        """The next row, going on to the one after it."""
+        row = self._read[self._at]
+        self.drop(1)
+        return row
+
+    def drop(self, count: int) -> None:
+        """Go on by so many rows, which :meth:`next_rows` has given."""
+        self._at += count
+        self._look()
+
+    def _look(self) -> None:
+        rows = self.next_rows(1)
+        self.path = rows[0][0] if rows else ""

@@ -17,6 +17,7 @@ from protocol.errors import error_from_wire
 if TYPE_CHECKING:
     from dsg_client.sync.ahead import Other
     from dsg_client.sync.site import Site
+    from protocol.manifest import Manifest
 
 __all__ = ["BesideLook"]
 
@@ -37,16 +38,16 @@ class BesideLook:
         self.bytes_read = 0
         self.differs = False
 
-    def run(self, news: Callable[[], None]) -> Looked:
+    def run(self, cache: Manifest, news: Callable[[], None]) -> Looked:
         with open(self._other.take_answers(), "rb", buffering=_PIPE_BYTES) as pipe:
             try:
-                found = self._found(pipe, news)
+                found = self._found(pipe, cache, news)
             except (EOFError, ValueError, TypeError):
-                found = None  # it was ended, by whomever
+                found = None  # it was ended, by whomever, or C is another one now
         if found is not None:
             return found
         self._other.over()
-        here = Look(self._site, self._site.cache().manifest.algorithm, verify=self._verify)
+        here = Look(self._site, cache.algorithm, verify=self._verify)
         with self._lock:
             if self._stopped:
                 raise Stopped
@@ -56,16 +57,16 @@ class BesideLook:
             self.seen, self.bytes_read, self.differs = here.seen, here.bytes_read, here.differs
             news()
 
-        return here.run(told)
+        return here.run(cache, told)
 
-    def _found(self, pipe: BinaryIO, news: Callable[[], None]) -> Looked:
+    def _found(self, pipe: BinaryIO, cache: Manifest, news: Callable[[], None]) -> Looked:
         while True:
             kind, *told = marshal.load(pipe)  # noqa: S302  written by our own process
             if kind == "news":
                 self.seen, self.bytes_read, self.differs = told
                 news()
             elif kind == "looked":
-                return Looked.received(told, pipe.read)
+                return Looked.received(told, pipe.read, cache)
             elif kind == "stopped":
                 raise Stopped
             else:

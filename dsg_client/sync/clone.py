@@ -150,12 +150,12 @@ async def _clone_into(site: Site, repo: RemoteRepo, head: Head) -> Cloned:
         # An interrupted clone was decided, and settling has just finished it.
         return Cloned(str(site.address), cache.repo_id, str(site.root), cache.seq, 0, len(cache), 0)
     algorithm = head.manifest.algorithm
-    looked = await look_at_local(site, Look(site, algorithm))
+    empty = Manifest.from_entries((), algorithm)
+    looked = await look_at_local(site, Look(site, algorithm), empty)
     local = looked.local
     tell_warnings(looked, site.emit)
     plan = await asyncio.to_thread(_clone_plan, local, head, site.config)
     _refuse_conflicts(plan)
-    empty = Manifest.from_entries((), algorithm)
     base = Base(head.record, head.manifest, empty, site.scope.digest)
     if plan.changes_local:
         done = await carry_out(site, repo, plan, base, local)

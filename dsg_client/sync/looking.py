@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dsg_client.local.hashing import Stopped
 from dsg_client.sync.localtree import LocalTree
-from dsg_client.sync.since import Since
 from protocol.codec import Buffer
 from protocol.manifest import Manifest
 from protocol.paths import PathProblem
@@ -39,13 +38,13 @@ class Looked(Value):
         return (head, warnings, self.rotten), parts
 
     @classmethod
-    def received(cls, told: Sequence[Any], read: Callable[[int], bytes]) -> Looked:
+    def received(cls, told: Sequence[Any], read: Callable[[int], bytes], cache: Manifest) -> Looked:
         """What :meth:`sent` gave; ``read`` gives the next so many bytes of the parts.
 
-        EOFError when they end early.
+        EOFError when they end early, ValueError when it was compared with another C.
         """
         head, warnings, rotten = told
-        return cls(LocalTree.received(head, read), tuple(PathProblem(*w) for w in warnings), rotten)
+        return cls(LocalTree.received(head, read, cache), tuple(PathProblem(*w) for w in warnings), rotten)
 
 
 class Looking(Protocol):
@@ -66,8 +65,11 @@ class Looking(Protocol):
         """Whether something was met that the stat index does not know as it is."""
         ...
 
-    def run(self, news: Callable[[], None]) -> Looked:
-        """Look, to the end, once; ``news`` is called now and then. Raises what a scan raises, and Stopped."""
+    def run(self, cache: Manifest, news: Callable[[], None]) -> Looked:
+        """Look, to the end, once, and compare with C; ``news`` is called now and then.
+
+        Raises what a scan raises, and Stopped.
+        """
         ...
 
     def stop(self) -> None:
@@ -98,21 +100,18 @@ class Look:
     def bytes_read(self) -> int:
         return self._scan.bytes_read
 
-    def run(self, news: Callable[[], None]) -> Looked:
+    def run(self, cache: Manifest, news: Callable[[], None]) -> Looked:
         """See :class:`Looking`. What was read goes into the stat index, also when the scan fails.
 
         That needs no lock: the index is replaced at once, and each of its rows is a fact.
         """
         try:
-            return self.scan(news)
+            return self.scan(cache, news)
         finally:
             self.save()
 
-    def scan(self, news: Callable[[], None], cache: Manifest | None = None) -> Looked:
-        """The same without the index, which :meth:`save` brings up to date afterwards.
-
-        With ``cache``, where L differs from it is worked out, too.
-        """
+    def scan(self, cache: Manifest, news: Callable[[], None]) -> Looked:
+        """The same without the index, which :meth:`save` brings up to date afterwards."""
 
         def tick(count: int) -> None:
             self._seen = count
@@ -120,9 +119,7 @@ class Look:
             if self._stopped:
                 raise Stopped
 
-        local = LocalTree.read(self._scan.stretches(), self._algorithm, tick)
-        if cache is not None:
-            local = local.but(since=Since.of(local.manifest, cache))
+        local = LocalTree.read(self._scan.stretches(), cache, tick)
         return Looked(local, tuple(self._scan.warnings), tuple(self._scan.rotten))
 
     def save(self) -> None:

@@ -161,7 +161,7 @@ def _look(site: Site, verify: bool, teller: _Teller, watch: _Watch) -> Look | No
 
         watch.turn_to(look.stop, tell)
         try:
-            looked = look.scan(news, cache)
+            looked = look.scan(cache, news)
         except BaseException:
             look.save()
             raise

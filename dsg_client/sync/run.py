@@ -133,7 +133,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
                     stack.callback(_let_go, ahead)
             return repo, head
 
-        looked, (repo, head) = await abreast(look_at_local(site, look, differs), ask())
+        looked, (repo, head) = await abreast(look_at_local(site, look, cache.manifest, differs), ask())
         local = looked.local
         site.failpoints.reach(Step.SCANNED)
         tell_warnings(looked, site.emit)
@@ -170,7 +170,7 @@ async def _attempt(site: Site, options: SyncOptions) -> SyncResult:
             return SyncResult(
                 state="dry-run" if changes else "nothing",
                 seq=head.record.seq,
-                entries=len(local.manifest),
+                entries=len(local),
                 changes=changes,
                 plan_digest=plan.digest(),
             )
@@ -198,7 +198,7 @@ async def _carry_out(
     result = SyncResult(
         state="done",
         seq=done.record.seq,
-        entries=len(local.manifest) + sum(c.before is None for c in plan.downloads) - len(plan.delete_local),
+        entries=len(local) + sum(c.before is None for c in plan.downloads) - len(plan.delete_local),
         changes=changes,
         made_snapshot=done.made_snapshot,
         record=done.record.digest,
@@ -274,7 +274,7 @@ def _cache_only(site: Site, cache: Cache, head: Head, local: LocalTree, plan: Pl
     return SyncResult(
         state="done" if plan.changes_cache else "nothing",
         seq=record.seq,
-        entries=len(local.manifest),
+        entries=len(local),
         changes=Changes.of(plan),
         record=record.digest,
         plan_digest=plan.digest(),

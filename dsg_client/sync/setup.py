@@ -235,7 +235,7 @@ async def rebuild_cache(site: Site) -> str:
     async with site.connect() as repo:
         head = await ask_head(repo, None, str(site.address))
     algorithm = head.manifest.algorithm
-    looked = await look_at_local(site, Look(site, algorithm))
+    looked = await look_at_local(site, Look(site, algorithm), head.manifest)
     manifest = await asyncio.to_thread(_agreed, looked.local, head, site)
     record = head.record
     replace_cache(site.tree, Cache(record.repo_id, record.digest, record.seq, site.scope.digest, manifest))
@@ -243,12 +243,6 @@ async def rebuild_cache(site: Site) -> str:
 
 
 def _agreed(local: LocalTree, head: Head, site: Site) -> Manifest:
-    from dsg_client.core.merge import differences
-
-    differing = {
-        (d.local or d.cache or d.remote).path  # type: ignore[union-attr]  # one of them is there
-        for d in differences(local, head.manifest, head.manifest)
-        if d.local is not None or d.remote is not None
-    }
+    differing = {entry.path for d in local.differences() if (entry := d.local or d.remote) is not None}
     entries = (entry for entry in site.scope.filter(head.manifest) if entry.path not in differing)
     return Manifest.from_entries(entries, head.manifest.algorithm)

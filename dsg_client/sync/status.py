@@ -41,7 +41,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
     cache = site.cache()
     algorithm = cache.manifest.algorithm
     look = site.ahead.take_look() if site.ahead is not None else None
-    looking = look_at_local(site, look or Look(site, algorithm, verify=verify))
+    looking = look_at_local(site, look or Look(site, algorithm, verify=verify), cache.manifest)
     since: Mapping[int, SnapshotRecord] = {}
     if offline:
         # What L did since the last sync is what a sync would do if R had not moved.
@@ -76,7 +76,7 @@ async def status(site: Site, *, offline: bool, verify: bool, emit: Emit) -> Stat
         seq=cache.seq,
         head=None if offline else seq,
         remote=str(site.address) if site.config.repository else "(no repository configured)",
-        entries=len(local.manifest),
+        entries=len(local),
         changes=Changes.of(plan),
         conflicts=plan.conflicts,
         pending=pending,

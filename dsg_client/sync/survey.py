@@ -101,8 +101,10 @@ def _checked(encoded: bytes, record: SnapshotRecord) -> Manifest:
     return Manifest.from_bytes(encoded, record.manifest).validate()
 
 
-async def look_at_local(site: Site, look: Looking, differs: asyncio.Event | None = None) -> Looked:
-    """Run a look in a thread and tell how far it is; a cancellation stops it.
+async def look_at_local(
+    site: Site, look: Looking, cache: Manifest, differs: asyncio.Event | None = None
+) -> Looked:
+    """Run a look in a thread, compare with C, and tell how far it is; a cancellation stops it.
 
     ``differs`` is set as soon as something is met that the stat index does not
     know, and at the end in any case.
@@ -117,7 +119,7 @@ async def look_at_local(site: Site, look: Looking, differs: asyncio.Event | None
             told = True
             loop.call_soon_threadsafe(differs.set)
 
-    running = loop.run_in_executor(None, look.run, news)
+    running = loop.run_in_executor(None, look.run, cache, news)
     try:
         while not running.done():
             await asyncio.wait([running], timeout=_TELL_EVERY)
@@ -146,11 +148,9 @@ def plan_sync(
     """The plan of a sync of L, C and R; ``seq`` is the number of the snapshot it would make."""
     scope, capabilities = site.scope, site.tree.capabilities
     seen = supply_lacking(local, cache, scope.filter(remote), capabilities)
-    since = local.since
     # When R is C, where the three differ is where L differs from C.
     known = (
-        since is not None
-        and since.cache == cache.manifest.digest == remote.digest
+        local.cache.digest == cache.manifest.digest == remote.digest
         and capabilities.executable_bit
         and capabilities.symlinks
     )
@@ -162,7 +162,7 @@ def plan_sync(
         seq=seq,
         prefer=Take(prefer) if prefer else None,
         in_scope=scope.in_scope,
-        known=since.differences if since is not None and known else None,
+        known=local.differences() if known else None,
     )
 
 

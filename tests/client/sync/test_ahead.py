@@ -104,17 +104,17 @@ async def test_it_finds_what_a_look_here_finds(ground: Ground) -> None:
         def shown(looked):
             paths = [entry.path for entry in looked.local]
             return [repr(list(looked.local)), repr(sorted(looked.local.expected(paths).items())),
-                    looked.local.manifest.digest, looked.local.manifest.to_bytes().hex(),
+                    len(looked.local), repr(list(looked.local.differences())),
                     [str(w) for w in looked.warnings]]
         news = []
         with begun("test") as (site, ahead):
             look = ahead.take_look()
             assert ahead.take_look() is None
-            looked = look.run(lambda: news.append(look.differs))
+            looked = look.run(site.cache().manifest, lambda: news.append(look.differs))
             there = shown(looked)
             differed = look.differs
-            since = [d.local.path for d in looked.local.since.differences if d.local]
-        here = shown(Look(site, "sha256").run(lambda: None))
+            since = [d.local.path for d in looked.local.differences() if d.local]
+        here = shown(Look(site, "sha256").run(site.cache().manifest, lambda: None))
         say(kind=type(look).__name__, same=there == here, entries=here[0].count("Entry("),
             warnings=len(here[4]), differed=differed, news=any(news), since=len(since))
         """,
@@ -140,7 +140,7 @@ async def test_a_refusal_comes_out_as_it_would_here(ground: Ground) -> None:
         site,
         """
         def refused(look):
-            try: look.run(lambda: None)
+            try: look.run(site.cache().manifest, lambda: None)
             except DsgError as error: return [type(error).__name__, error.to_wire()]
         with begun("test") as (site, ahead):
             there = refused(ahead.take_look())
@@ -172,7 +172,7 @@ async def test_it_stops_within_a_large_file_and_keeps_what_it_read(ground: Groun
                     while look.bytes_read < 1 << 24: time.sleep(0.02)
                     look.stop()
                 threading.Thread(target=stop).start()
-                try: look.run(lambda: None)
+                try: look.run(site.cache().manifest, lambda: None)
                 except Stopped: stopped = True
             else:
                 time.sleep(1)
@@ -215,7 +215,7 @@ async def test_killed_it_is_done_again_here(ground: Ground) -> None:
         with begun("test") as (site, ahead):
             look = ahead.take_look()
             os.kill(ahead._other._pid, signal.SIGKILL)
-            entries = len(look.run(lambda: None).local.manifest)
+            entries = len(look.run(site.cache().manifest, lambda: None).local)
             here = look._here is not None
         say(entries=entries, here=here)
         """,
@@ -232,7 +232,7 @@ async def test_it_ends_with_the_process_it_works_for_and_never_holds_the_lock(gr
         import threading
         with begun("test") as (site, ahead):
             look = ahead.take_look()
-            threading.Thread(target=look.run, args=(lambda: None,), daemon=True).start()
+            threading.Thread(target=look.run, args=(site.cache().manifest, lambda: None), daemon=True).start()
             while not look.bytes_read: time.sleep(0.02)
             say(pid=ahead._other._pid)
             time.sleep(600)
@@ -273,7 +273,7 @@ async def test_ctrl_c_is_none_of_its_business(ground: Ground) -> None:
                 while look.bytes_read < at + (1 << 24): time.sleep(0.02)
                 look.stop()
             threading.Thread(target=signals).start()
-            try: look.run(lambda: None)
+            try: look.run(site.cache().manifest, lambda: None)
             except Stopped: say(here=look._here is not None)
         """,
     )
@@ -294,7 +294,7 @@ async def test_ctrl_c_just_before_the_look_here_is_heard(ground: Ground) -> None
                 look.stop()
                 return Look(*given, **named)
             beside_module.Look = late
-            try: look.run(lambda: None)
+            try: look.run(site.cache().manifest, lambda: None)
             except Stopped: say(stopped=True)
             else: say(stopped=False)
         """,
@@ -350,6 +350,24 @@ async def test_leftovers_are_swept_before_it_begins(ground: Ground) -> None:
     assert not (site.root / ".dsg/staging/abc").exists()
 
 
+async def test_compared_with_another_cache_it_is_made_here(ground: Ground) -> None:
+    """A status takes no lock: C may be replaced between the two who read it."""
+    site = await ground.init("ann")
+    fill(site, 10)
+    found = said(
+        site,
+        """
+        from protocol.manifest import Entry, Manifest
+        known = Entry("input/below/f00003.csv", 1, b"elsewhere", False, 0, 0, "bob", 2)
+        with begun("test") as (site, ahead):
+            looked = ahead.take_look().run(Manifest.from_entries([known]), lambda: None)
+            gone = [d.cache.path for d in looked.local.differences() if d.cache]
+            say(entries=len(looked.local), since=gone)
+        """,
+    )
+    assert found == {"entries": 13, "since": ["input/below/f00003.csv"]}
+
+
 async def test_two_who_save_the_index_do_so_in_turn(ground: Ground) -> None:
     site = await ground.init("ann")
     fill(site, 5000)
@@ -359,7 +377,7 @@ async def test_two_who_save_the_index_do_so_in_turn(ground: Ground) -> None:
         """
         from dsg_client.local.index import IndexChanges
         with begun("test") as (site, ahead):
-            ahead.take_look().run(lambda: None)
+            ahead.take_look().run(site.cache().manifest, lambda: None)
             changes = IndexChanges()
             changes.put("input/zzz", (1, 2, 3, 4), b"d" * 32)
             site.save_index(changes, "sha256")
@@ -379,7 +397,7 @@ async def test_what_it_learnt_is_saved_when_it_is_let(ground: Ground) -> None:
         """
         def rows(): return (site.root / ".dsg/index").exists()
         with begun("test") as (site, ahead):
-            ahead.take_look().run(lambda: None)
+            ahead.take_look().run(site.cache().manifest, lambda: None)
             time.sleep(0.3)
             before = rows()
             ahead.save()
@@ -400,7 +418,7 @@ async def test_what_it_learnt_is_saved_at_the_end_in_any_case(ground: Ground, en
         site,
         f"""
         with begun("test") as (site, ahead):
-            ahead.take_look().run(lambda: None)
+            ahead.take_look().run(site.cache().manifest, lambda: None)
             say()
             if {end!r} != "leave": {end if end != "leave" else "pass"}
         """,
@@ -415,7 +433,7 @@ async def test_it_tells_where_to_connect_and_hands_the_lock_over(ground: Ground)
         """
         with begun("dsg test") as (site, ahead):
             holder = json.loads((site.root / ".dsg/lock.holder").read_text())
-            ahead.take_look().run(lambda: None)
+            ahead.take_look().run(site.cache().manifest, lambda: None)
             lock = ahead.take_lock()
             ahead.over()
             try: site.workdir.lock("other")
@@ -463,7 +481,7 @@ async def test_whatever_it_does_not_come_to_is_done_here(ground: Ground, end: st
         with begun("test") as (site, ahead):
             none = [ahead.take_look(), ahead.take_lock()]
             with site.lock("test"):
-                entries = len(Look(site, "sha256").run(lambda: None).local.manifest)
+                entries = len(Look(site, "sha256").run(site.cache().manifest, lambda: None).local)
         say(none=none, entries=entries)
         """,
     )
@@ -497,7 +515,7 @@ async def test_closed_standard_descriptors_are_nobody_elses(ground: Ground) -> N
     code = """
         for descriptor in (0, 1): os.close(descriptor)
         with begun("test") as (site, ahead):
-            entries = len(ahead.take_look().run(lambda: None).local.manifest)
+            entries = len(ahead.take_look().run(site.cache().manifest, lambda: None).local)
         os.dup2(2, 1)
         say(entries=entries)
         """
@@ -565,6 +583,6 @@ async def test_a_look_here_is_the_same_class_of_thing(ground: Ground) -> None:
     fill(site, 10)
     look = Look(site, "sha256")
     counted = []
-    looked = look.run(lambda: counted.append(look.seen))
-    assert (look.seen, look.differs, len(looked.local.manifest)) == (13, True, 13)
+    looked = look.run(site.cache().manifest, lambda: counted.append(look.seen))
+    assert (look.seen, look.differs, len(looked.local)) == (13, True, 13)
     assert counted == [13]

@@ -26,7 +26,7 @@ async def test_a_scan_is_given_up_within_a_large_file(ground: Ground) -> None:
     with (folder / "large").open("wb") as file:
         os.truncate(file.fileno(), 1 << 40)  # an hour of hashing, of holes alone
     look = Look(site, "sha256")
-    task = asyncio.create_task(look_at_local(site, look))
+    task = asyncio.create_task(look_at_local(site, look, site.cache().manifest))
     while look.bytes_read < 1 << 24:
         assert not task.done()
         await asyncio.sleep(0.01)
