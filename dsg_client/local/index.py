@@ -13,41 +13,50 @@ What makes it safe to trust:
   for a file whose times lie more than a grain before the moment it was read,
   both by the file system's own clock (:class:`FileClock`).
 
-The file is ``.dsg/index`` (``docs/formats.md``): a header, then blocks of
-rows in canonical order, each with its own checksum, so that it is read as a
-stream and a damaged block costs what follows it and no more. It is replaced
-by rename and not flushed: after a power cut a checksum fails, and files are
-read again.
+The rows are in ``.dsg/index``, in canonical order. News of a large index go
+into ``.dsg/index.late``, which is good for that one index only: what a small
+change costs goes by the change. Both are replaced by rename and not flushed
+(:mod:`dsg_client.local.indexfile`): after a power cut a checksum fails, and
+files are read again.
 """
 
 from __future__ import annotations
 
 import secrets
-import struct
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
 
+from dsg_client.local.indexfile import ROWS_PER_BLOCK, read_blocks, read_seed, write_rows
 from protocol.paths import sort_key
-from protocol.tree.fs import ReadFile, Stat, TreeFS
+from protocol.tree.fs import Stat, TreeFS
 from protocol.value import Value
 
-__all__ = ["INDEX_PATH", "Binding", "FileClock", "IndexChanges", "IndexRow", "read_index", "save_index"]
+__all__ = [
+    "INDEX_FILES",
+    "INDEX_PATH",
+    "LATE_PATH",
+    "Binding",
+    "FileClock",
+    "IndexChanges",
+    "IndexRow",
+    "forget_index",
+    "read_index",
+    "save_index",
+]
 
 INDEX_PATH = ".dsg/index"
-FORMAT = 1
+LATE_PATH = ".dsg/index.late"
+INDEX_FILES = (INDEX_PATH, LATE_PATH)
 
 IndexRow = tuple[str, int, int, int, int, bytes]
 
-_MAGIC = b"DSGI"
-_HEADER = struct.Struct(">4sHI")  # magic, format, length of the binding
-_BLOCK = struct.Struct(">II")  # length, CRC-32 over salt, block number and payload
-_ROWS_PER_BLOCK = 512
-_MAX_BLOCK = 8 << 20
-_MAX_BINDING = 4096
+_ROW = 6  # fields; a row that only drops a path has one
+_LARGE = 1 << 16  # bytes; a smaller index is written anew
+_LATE_SHARE = 8  # as it is when its news have grown to one part in so many
 _MARGIN_NS = 20_000_000  # two ticks of the slowest kernel clock in use (HZ=100)
 
 
@@ -128,10 +137,15 @@ class IndexChanges:
         """Nothing is known of this path any more."""
         self._add((path,))
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of them, encoded."""
+        return sum(map(len, self._blocks)) + len(msgpack.packb(self._rows))
+
     def _add(self, row: tuple[Any, ...]) -> None:
         self._rows.append(row)
         self.count += 1
-        if len(self._rows) >= _ROWS_PER_BLOCK:
+        if len(self._rows) >= ROWS_PER_BLOCK:
             self._blocks.append(msgpack.packb(self._rows))
             self._rows = []
 
@@ -148,108 +162,131 @@ def read_index(tree: TreeFS, binding: Binding) -> Iterator[IndexRow]:
     except OSError:
         return
     try:
-        seed = _read_header(file, binding)
-        number = 0
-        while seed is not None:
-            rows = _read_block(file, seed, number)
-            if not rows:
-                return
-            yield from rows
-            number += 1
+        seed = read_seed(file, binding.pack)
+        if seed is None:
+            return
+        late = _Late(_read_late(tree, seed))
+        for rows in read_blocks(file, seed):
+            if set(map(len, rows)) != {_ROW}:
+                break
+            yield from late.merged(rows)
+        yield from late.rest()
     finally:
         file.close()
 
 
-def _read_header(file: ReadFile, binding: Binding) -> bytes | None:
-    """What seeds the block checksums, or None when the index is not good for ``binding``."""
-    fixed = _read_exactly(file, _HEADER.size)
-    if fixed is None:
-        return None
-    magic, number, length = _HEADER.unpack(fixed)
-    if magic != _MAGIC or number != FORMAT or length > _MAX_BINDING:
-        return None
-    packed = _read_exactly(file, length)
-    if packed is None:
-        return None
+def _read_late(tree: TreeFS, seed: bytes) -> dict[str, tuple[Any, ...]]:
+    """The news of the index that has this seed, by path."""
     try:
-        salt = msgpack.unpackb(packed)[-1]
-        return packed if packed == binding.pack(salt) else None
-    except (ValueError, TypeError, LookupError, msgpack.UnpackException):
-        return None
-
-
-def _read_block(file: ReadFile, seed: bytes, number: int) -> tuple[IndexRow, ...]:
-    head = _read_exactly(file, _BLOCK.size)
-    if head is None:
-        return ()
-    length, checksum = _BLOCK.unpack(head)
-    if not 0 < length <= _MAX_BLOCK:
-        return ()
-    payload = _read_exactly(file, length)
-    if payload is None or _checksum(seed, number, payload) != checksum:
-        return ()
+        file = tree.open_read(LATE_PATH)
+    except OSError:
+        return {}
     try:
-        rows: tuple[IndexRow, ...] = msgpack.unpackb(payload, use_list=False)
-        return rows if set(map(len, rows)) == {6} else ()
-    except (ValueError, TypeError, msgpack.UnpackException):
-        return ()
+        if read_seed(file, lambda _: seed) is None:
+            return {}
+        found: dict[str, tuple[Any, ...]] = {}
+        for rows in read_blocks(file, seed):
+            if not set(map(len, rows)) <= {1, _ROW}:
+                break
+            found.update((row[0], row) for row in rows)
+        return found
+    finally:
+        file.close()
 
 
-def _read_exactly(file: ReadFile, size: int) -> bytes | None:
-    parts = []
-    while size:
-        try:
-            part = file.read(size)
-        except OSError:
-            return None
-        if not part:
-            return None
-        parts.append(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+class _Late:
+    """News that take their places among the rows."""
 
+    def __init__(self, news: dict[str, tuple[Any, ...]]) -> None:
+        self._news = sorted(((sort_key(path), row) for path, row in news.items()), reverse=True)
 
-def _checksum(seed: bytes, number: int, payload: bytes) -> int:
-    # Salt and number keep a block of an older index, left in the file by a crash, from being taken for ours.
-    return zlib.crc32(payload, zlib.crc32(seed + number.to_bytes(8, "big")))
+    def merged(self, rows: Sequence[IndexRow]) -> Sequence[IndexRow]:
+        """The next rows with what belongs before, between and in place of them."""
+        news = self._news
+        if not news or news[-1][0] > sort_key(rows[-1][0]):
+            return rows
+        last = sort_key(rows[-1][0])
+        merged: list[IndexRow] = []
+        at = 0
+        while news and news[-1][0] <= last:
+            key, row = news.pop()
+            place = bisect_left(rows, key, lo=at, key=lambda known: sort_key(known[0]))
+            merged += rows[at:place]
+            at = place + (place < len(rows) and rows[place][0] == row[0])
+            if len(row) == _ROW:
+                merged.append(row)
+        merged += rows[at:]
+        return merged
+
+    def rest(self) -> Iterator[IndexRow]:
+        """What comes after all rows."""
+        for _, row in reversed(self._news):
+            if len(row) == _ROW:
+                yield row
 
 
 def save_index(tree: TreeFS, binding: Binding, changes: IndexChanges) -> None:
-    """Merge ``changes`` into the index on disk and replace it; nothing is written when there are none.
+    """Put ``changes`` into the index on disk; nothing is written when there are none.
 
-    Raises OSError; the old index is then still there, and as true as before.
+    Raises OSError; the index is then still there, and as true as before.
     """
-    if not changes.count:
+    if not changes.count or _save_late(tree, binding, changes):
         return
-    path = f".dsg/tmp/index.{secrets.token_hex(4)}"
-    file = tree.create(path)
+    seed = binding.pack(secrets.token_bytes(8))
+    _replace(tree, INDEX_PATH, seed, _merge(read_index(tree, binding), changes))
     try:
-        seed = binding.pack(secrets.token_bytes(8))
-        file.write(_HEADER.pack(_MAGIC, FORMAT, len(seed)) + seed)
-        batch: list[tuple[Any, ...]] = []
-        number = 0
-        for row in _merge(read_index(tree, binding), changes):
-            batch.append(row)
-            if len(batch) == _ROWS_PER_BLOCK:
-                _write_block(file.write, seed, number, batch)
-                number += 1
-                batch = []
-        if batch:
-            _write_block(file.write, seed, number, batch)
+        tree.unlink(LATE_PATH)  # it is good for the one before only
+    except FileNotFoundError:
+        pass
+
+
+def _save_late(tree: TreeFS, binding: Binding, changes: IndexChanges) -> bool:
+    """Put them beside the index; whether it is large enough, and they few enough."""
+    try:
+        size = tree.stat(INDEX_PATH).size
+        if size < _LARGE or changes.size * _LATE_SHARE > size:
+            return False
+        file = tree.open_read(INDEX_PATH)
+    except OSError:
+        return False
+    try:
+        seed = read_seed(file, binding.pack)
+    finally:
+        file.close()
+    if seed is None:
+        return False
+    news = _read_late(tree, seed)
+    news.update((row[0], row) for row in changes)
+    rows = [news[path] for path in sorted(news, key=sort_key)]
+    if len(msgpack.packb(rows)) * _LATE_SHARE > size:
+        return False
+    _replace(tree, LATE_PATH, seed, rows)
+    return True
+
+
+def _replace(tree: TreeFS, path: str, seed: bytes, rows: Iterable[tuple[Any, ...]]) -> None:
+    beside = f".dsg/tmp/index.{secrets.token_hex(4)}"
+    file = tree.create(beside)
+    try:
+        write_rows(file.write, seed, rows)
         file.finish(executable=False, mtime_ns=None)
-        tree.move(path, INDEX_PATH)
+        tree.move(beside, path)
     except BaseException:
         file.close()
         try:
-            tree.unlink(path)
+            tree.unlink(beside)
         except OSError:
             pass
         raise
 
 
-def _write_block(write: Any, seed: bytes, number: int, rows: list[tuple[Any, ...]]) -> None:
-    payload: bytes = msgpack.packb(rows)
-    write(_BLOCK.pack(len(payload), _checksum(seed, number, payload)) + payload)
+def forget_index(tree: TreeFS) -> None:
+    """Remove it, so that every file is read again."""
+    for path in INDEX_FILES:
+        try:
+            tree.unlink(path)
+        except OSError:
+            pass
 
 
 def _merge(old: Iterator[IndexRow], changes: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -262,7 +299,7 @@ def _merge(old: Iterator[IndexRow], changes: Iterable[tuple[Any, ...]]) -> Itera
             row = next(old, None)
         if row is not None and row[0] == path:
             row = next(old, None)
-        if len(change) == 6:
+        if len(change) == _ROW:
             yield change
     while row is not None:
         yield row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsg_client.local.index import INDEX_PATH
+from dsg_client.local.index import INDEX_FILES
 from dsg_client.sync.localside import storage_errors
 from dsg_client.sync.settling import describe_pending
 from dsg_client.sync.site import Site
@@ -27,17 +27,18 @@ def clean(site: Site, *, dry_run: bool, replaced: bool, index: bool) -> list[tup
             raise InDoubtError(pending, hint="Run 'dsg recover' first.")
         areas = [STAGING, TRASH, TMP, *([REPLACED] if replaced else [])]
         found = [item for area in areas for item in _files(site.tree, area)]
-        if index:
+        stood = []
+        for path in INDEX_FILES if index else ():
             try:
-                found.append((INDEX_PATH, site.tree.stat(INDEX_PATH).size))
+                stood.append((path, site.tree.stat(path).size))
             except FileNotFoundError:
-                index = False
+                pass
         if not dry_run:
             for area in areas:
                 remove_all(site.tree, area)
-            if index:
-                site.tree.unlink(INDEX_PATH)
-        return found
+            for path, _ in stood:
+                site.tree.unlink(path)
+        return found + stood
 
 
 def _files(tree: TreeFS, folder: str) -> Iterator[tuple[str, int]]:

@@ -194,13 +194,10 @@ class Site:
 
     def forget_index(self) -> None:
         """Read every file again at the next scan."""
-        from dsg_client.local.index import INDEX_PATH
+        from dsg_client.local.index import forget_index
 
         self._settle_ahead()
-        try:
-            self.tree.unlink(INDEX_PATH)
-        except OSError:
-            pass
+        forget_index(self.tree)
 
     def _settle_ahead(self) -> None:
         # Two that save at once would lose the one's rows.

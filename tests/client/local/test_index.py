@@ -11,9 +11,11 @@ import pytest
 
 from dsg_client.local.index import (
     INDEX_PATH,
+    LATE_PATH,
     FileClock,
     IndexChanges,
     IndexRow,
+    forget_index,
     read_index,
     save_index,
 )
@@ -64,6 +66,90 @@ def test_random_changes_merge_as_a_dictionary_would(workdir: Workdir, rng: rando
                 put(changes, model[path])
         save_index(workdir.tree, binding(workdir), changes)
         assert rows_of(workdir) == [model[path] for path in canonical(list(model))]
+
+
+def large_index(workdir: Workdir) -> list[IndexRow]:
+    written = [
+        row(path, n * (1 << 40)) for n, path in enumerate(canonical([f"d{n % 7}/f{n}" for n in range(3000)]))
+    ]
+    save_index(workdir.tree, binding(workdir), put(IndexChanges(), *written))
+    return written
+
+
+def test_what_a_small_change_of_a_large_index_costs_goes_by_the_change(workdir: Workdir) -> None:
+    rows = {one[0]: one for one in large_index(workdir)}
+    base, late = workdir.root / INDEX_PATH, workdir.root / LATE_PATH
+    inode, size = base.stat().st_ino, base.stat().st_size
+    for number, path in enumerate(canonical(["a/first", "d3/f3", "d3/f1000", "d6/f2999", "z/last"])):
+        changes = put(IndexChanges(), row(path, number))
+        changes.drop("z/none")
+        save_index(workdir.tree, binding(workdir), changes)
+        rows[path] = row(path, number)
+        assert rows_of(workdir) == [rows[path] for path in canonical(list(rows))]
+    changes = IndexChanges()
+    for path in canonical(["a/first", "d3/f1000", "d4/f4", "z/last"]):
+        changes.drop(path)
+        del rows[path]
+    save_index(workdir.tree, binding(workdir), changes)
+    assert rows_of(workdir) == [rows[path] for path in canonical(list(rows))]
+    assert (base.stat().st_ino, base.stat().st_size) == (inode, size)
+    assert late.stat().st_size < 1000
+    many = canonical(list(rows))[::20]
+    written = 0
+    while late.exists():
+        written += 1
+        assert late.stat().st_size < size / 8 + 1000
+        news = [row(path, written) for path in many[written::10]]
+        save_index(workdir.tree, binding(workdir), put(IndexChanges(), *news))
+        rows.update((one[0], one) for one in news)
+        assert rows_of(workdir) == [rows[path] for path in canonical(list(rows))]
+        many = canonical(list(rows))[written::20]
+    assert written > 5
+    assert base.stat().st_ino != inode
+    assert os.listdir(workdir.root / ".dsg" / "tmp") == []
+
+
+def test_news_are_good_for_one_index_only(workdir: Workdir) -> None:
+    """As after a crash that kept the old news and the new index, or the other way round."""
+    written = large_index(workdir)
+    base, late = workdir.root / INDEX_PATH, workdir.root / LATE_PATH
+    save_index(workdir.tree, binding(workdir), put(IndexChanges(), row("d3/f3", 7)))
+    older = base.read_bytes(), late.read_bytes()
+    assert rows_of(workdir) != written
+    base.unlink()
+    assert rows_of(workdir) == []
+    assert large_index(workdir) == rows_of(workdir)
+    assert not late.exists()
+    late.write_bytes(older[1])
+    assert rows_of(workdir) == written
+    late.unlink()
+    base.write_bytes(older[0])
+    assert rows_of(workdir) == written
+    forget_index(workdir.tree)
+    assert not base.exists()
+
+
+def test_damaged_news_cost_time_and_nothing_else(workdir: Workdir, rng: random.Random) -> None:
+    written = {one[0]: one for one in large_index(workdir)}
+    news = [row(path, n) for n, path in enumerate(canonical([f"d4/g{n}" for n in range(200)]))]
+    save_index(workdir.tree, binding(workdir), put(IndexChanges(), *news))
+    true = written | {one[0]: one for one in news}
+    late = workdir.root / LATE_PATH
+    good = late.read_bytes()
+    for _ in range(100):
+        bad = bytearray(good)
+        at = rng.randrange(len(bad))
+        bad[at:] = rng.choice(
+            [b"", bytes(5000), rng.randbytes(3) + bytes(bad[at:]), bytes([bad[at] ^ 1]) + bad[at + 1 :]]
+        )
+        late.write_bytes(bad)
+        found = rows_of(workdir)
+        assert [one[0] for one in found] == canonical([one[0] for one in found])
+        assert all(true[one[0]] == one for one in found)
+        assert len(found) >= len(written)
+    late.unlink()
+    late.mkdir()
+    assert rows_of(workdir) == list(written.values())
 
 
 def test_nothing_is_written_when_there_is_nothing_new(workdir: Workdir) -> None:
