@@ -218,7 +218,7 @@ class _Run:
         path, tree = action.path, self.tree
         slot = f"{self._staging}/{after.number}"
         try:
-            tree.swap(slot, path)
+            came, now = tree.swap(slot, path)
         except FileNotFoundError:
             if self._look(path) is not None:
                 self.report.hold(path, "its new content is gone from staging")
@@ -228,8 +228,7 @@ class _Run:
             return
         except OSError as error:
             self.report.hold_or_raise(path, error)
-        now = self._look(path)
-        if before.came_out(tree.stat(slot)):
+        if before.came_out(came or tree.stat(slot)):
             self._taking.keep(slot, action)
         else:
             self._taking.swap_back(slot, path, after)

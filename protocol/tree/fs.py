@@ -202,8 +202,12 @@ class TreeFS(Protocol):
         """Rename that never replaces: EEXIST when the target exists."""
         ...
 
-    def swap(self, a: str, b: str) -> None:
-        """Exchange two names atomically; only with ``capabilities.swap``."""
+    def swap(self, a: str, b: str) -> tuple[Stat | None, Stat | None]:
+        """Exchange two names atomically; only with ``capabilities.swap``.
+
+        Returns what is at ``a`` and at ``b`` right after, in the folders in which it was done; None for
+        what is gone again.
+        """
         ...
 
     def set_executable(self, path: str, executable: bool) -> None:

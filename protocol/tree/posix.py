@@ -67,6 +67,13 @@ def _still_there(entries: list[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]
     return [entry for entry, _ in found], [stats for _, stats in found]
 
 
+def _stat_in(folder: Folder, name: bytes) -> Stat | None:
+    try:
+        return stat_of(os.stat(name, dir_fd=folder.fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
+
+
 def _open_regular(fd: int, name: bytes, flags: int, path: str) -> int:
     """A descriptor of a regular file in the folder ``fd``; OSError EINVAL for anything else."""
     opened = os.open(name, flags, dir_fd=fd)
@@ -324,7 +331,7 @@ class PosixTree:
             raise OSError(error.errno, error.strerror, source, None, target) from None
         self._moved_away(source, target)
 
-    def swap(self, a: str, b: str) -> None:
+    def swap(self, a: str, b: str) -> tuple[Stat | None, Stat | None]:
         if self._syscalls.rename_swap is None:
             raise OSError(errno.ENOSYS, "this machine cannot exchange two names", a, None, b)
         a_folder, a_name = self._changing(a)
@@ -335,6 +342,8 @@ class PosixTree:
             raise OSError(error.errno, error.strerror, a, None, b) from None
         self._moved_away(a, b)
         self._moved_away(b, a)
+        now_b = _stat_in(b_folder, b_name)
+        return _stat_in(a_folder, a_name), now_b
 
     def set_executable(self, path: str, executable: bool) -> None:
         opened = self.open_read(path)

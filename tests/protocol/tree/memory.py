@@ -365,7 +365,7 @@ class MemoryTree:
             raise _error(errno.EEXIST, target)
         self.move(source, target)
 
-    def swap(self, a: str, b: str) -> None:
+    def swap(self, a: str, b: str) -> tuple[Stat, Stat]:
         if not self.can_swap:
             raise _error(errno.ENOSYS, a)
         a_folder, a_name, a_node = self._find(a)
@@ -373,6 +373,7 @@ class MemoryTree:
         self._edit(
             (a_folder, a_name, b_node.inode), (b_folder, b_name, a_node.inode), renamed=(a_node, b_node)
         )
+        return self.stat(a), self.stat(b)
 
     def set_executable(self, path: str, executable: bool) -> None:
         node = self.open_read(path).node

@@ -200,7 +200,11 @@ def test_swap(tree: TreeFS) -> None:
     if not tree.capabilities.swap:
         refused(errno.ENOSYS, tree.swap, "a", "b")
         return
-    tree.swap("a", "b")
+    tree.make_folders("d/e")
+    tree.move("b", "d/e/b")
+    found = tree.swap("a", "d/e/b")
+    assert found == (tree.stat("a"), tree.stat("d/e/b"))
+    tree.move("d/e/b", "b")
     assert tree.readlink("a") == "t"
     assert content(tree, "b") == b"a"
     refused(errno.ENOENT, tree.swap, "a", "c")
