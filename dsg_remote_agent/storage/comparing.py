@@ -15,6 +15,8 @@ from protocol.tree.fs import GLANCE_NAMES, TreeFS
 
 __all__ = ["Known", "Taker", "compare", "is_same"]
 
+_NEAR = 2 * GLANCE_NAMES  # entries
+
 
 def compare(
     tree: TreeFS, known: Known, outcome: Taker, tick: Callable[[], None], part: Part | None = None
@@ -48,9 +50,17 @@ def compare(
         outcome.deleted(known)
 
 
-def is_same(tree: TreeFS, manifest: Manifest, index: StatIndex, part: Part, tick: Callable[[], None]) -> bool:
-    """Whether everything in a part that goes on to the end is as the index knows it."""
-    known = Known(manifest, index)
+def is_same(
+    tree: TreeFS, manifest: Manifest, index: StatIndex, part: Part, near: int, tick: Callable[[], None]
+) -> bool:
+    """Whether everything in a part that goes on to the end is as the index knows it.
+
+    ``near``: the number of an entry not far behind the part's beginning.
+    """
+    first = max(0, near - _NEAR)
+    if sort_key(manifest.row(first)[0]) >= part.key:
+        first = 0
+    known = Known(manifest, index, first)
     known.drop_before(part.key)
     try:
         compare(tree, known, _Refusal(), tick, part)
@@ -92,10 +102,10 @@ class _Refusal:
 class Known:
     """Manifest and index, read as far as they are compared: lists of what comes next."""
 
-    def __init__(self, manifest: Manifest, index: StatIndex) -> None:
-        self._more_rows = manifest.rows()
-        self._more_numbers = index.numbers()
-        self.at = 0  # the number of the next entry
+    def __init__(self, manifest: Manifest, index: StatIndex, first: int = 0) -> None:
+        self._more_rows = manifest.rows(first)
+        self._more_numbers = index.numbers(first)
+        self.at = first  # the number of the next entry
         self.rows: list[Row] = []
         self.numbers: list[tuple[int, ...]] = []
 

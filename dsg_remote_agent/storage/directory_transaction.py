@@ -48,6 +48,7 @@ __all__ = ["DirectoryTransaction"]
 # A clock that ticks more rarely cannot tell an edit soon after: what was placed is read at the next look.
 _FINE_NS = 25_000_000
 _KINDS = (Kind.FILE, Kind.LINK)
+_FEW_BYTES = 1 << 20  # of actions, encoded
 
 
 class DirectoryTransaction(OpenTransaction):
@@ -198,8 +199,10 @@ class _Spool:
     def __init__(self) -> None:
         self._packer = msgpack.Packer(unicode_errors="surrogateescape")
         self._encoded = bytearray()
+        self._decoded: list[Action] | None = None  # few of them
 
     def append(self, action: Action) -> None:
+        self._decoded = None
         path, before, after, keep = action
         self._encoded += self._packer.pack(
             (
@@ -211,6 +214,13 @@ class _Spool:
         )
 
     def __iter__(self) -> Iterator[Action]:
+        if len(self._encoded) > _FEW_BYTES:
+            return self._decode()
+        if self._decoded is None:
+            self._decoded = list(self._decode())
+        return iter(self._decoded)
+
+    def _decode(self) -> Iterator[Action]:
         unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
         unpacker.feed(self._encoded)
         for path, before, after, keep in unpacker:

@@ -102,27 +102,20 @@ def examine(
     assert len(manifest) == len(index)
     known = Known(manifest, index)
     outcome = _Outcome(tree, manifest.algorithm, index, note, clock, passed_over, skip)
-    edge = _middle(manifest) if len(manifest) >= WORTH_TWO else ""
+    # A little beyond the middle: the second process has to be begun.
+    near = len(manifest) * 21 // 40 if len(manifest) >= WORTH_TWO else 0
+    edge = manifest.row(near)[0].rpartition("/")[0] if near else ""
     if not edge:
         compare(tree, known, outcome, tick)
     else:
         # The second half is nearly always as it should be, which another process can say.
-        with Beside(lambda tick: is_same(tree, manifest, index, Part(edge, True), tick)) as second:
+        with Beside(lambda tick: is_same(tree, manifest, index, Part(edge, True), near, tick)) as second:
             begun = time.monotonic()
             compare(tree, known, outcome, tick, Part(edge, False))
             # It has as much to do. Should it ever hang, nobody is to wait for it.
             if not second.yes(tick, PATIENCE_S + 4 * (time.monotonic() - begun)):
                 compare(tree, known, outcome, tick, Part(edge, True))
     return Seen(outcome.found.outside(), outcome.fresh or index, outcome.clock_ns)
-
-
-def _middle(manifest: Manifest) -> str:
-    """The folder that an entry near the middle stands in; '' when that is the top.
-
-    A little beyond the middle: the second process has to be begun, and to find its place.
-    """
-    path: str = manifest.row(len(manifest) * 11 // 20)[0]
-    return path.rpartition("/")[0]
 
 
 class _Outcome:

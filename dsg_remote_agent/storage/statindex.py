@@ -89,9 +89,9 @@ class StatIndex:
     def __iter__(self) -> Iterator[IndexRow]:
         return map(IndexRow._make, _ROW.iter_unpack(self._rows))
 
-    def numbers(self) -> Iterator[tuple[int, int, int, int]]:
-        """The rows as plain tuples: what a loop over all of them compares."""
-        return _ROW.iter_unpack(self._rows)
+    def numbers(self, first: int = 0) -> Iterator[tuple[int, int, int, int]]:
+        """The rows from ``first`` on as plain tuples: what a loop over all of them compares."""
+        return _ROW.iter_unpack(memoryview(self._rows)[first * _ROW.size :])
 
     def __getitem__(self, at: int) -> IndexRow:
         return IndexRow._make(_ROW.unpack_from(self._rows, at * _ROW.size))

@@ -185,12 +185,14 @@ def grown(folder: Path, count: int = 40) -> tuple[PosixTree, Manifest, StatIndex
     return tree, manifest, index
 
 
+@pytest.mark.parametrize("near", [1, 5, 1024])
 @pytest.mark.parametrize(
     "edit", ["", "a/f000", "c/f020", "d/f039", "top", "-b", "-c", "-d", "+c/new", "+new/x"]
 )
 def test_the_second_half_is_vouched_for_by_another_process_or_looked_at_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str, near: int
 ) -> None:
+    monkeypatch.setattr(comparing, "_NEAR", near)
     answers = Answers(monkeypatch)
     tree, manifest, index = grown(tmp_path)
     if edit.startswith("-"):
