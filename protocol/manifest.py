@@ -115,7 +115,7 @@ class Manifest(Value):
         return msgpack.Unpacker(
             stream,
             use_list=False,
-            read_size=1 << 18,
+            read_size=1 << 14,
             max_buffer_size=1 << 20,
             max_array_len=8,
             max_map_len=0,
@@ -166,6 +166,7 @@ class Manifest(Value):
             algorithm, count = unpacker.unpack()
             if type(algorithm) is not str or type(count) is not int or not 0 <= count <= len(encoded):
                 raise ValueError("its header is damaged")
+            hasher(algorithm)  # nobody goes on with what cannot be compared here
             digest = expected_digest if trusted and expected_digest else _digest(algorithm, encoded)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise IntegrityError(f"a manifest cannot be read: {error}") from None

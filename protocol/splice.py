@@ -17,6 +17,9 @@ PART_BYTES = 1 << 19
 _LONG_BYTES = 1 << 16
 _LEAP_BYTES = 1 << 16
 _ENTRY = b"\x98"  # how an entry begins: an array of 8
+_CLOSE = 16  # entries that are looked at one by one; what is further away is come to by strides
+_STRIDE = 32
+_MISSES = 3  # leaps in vain, after which nearly all changes are taken for new names
 
 
 def splice(base: Manifest, edits: Iterable[tuple[str, Entry | None, Entry | None]]) -> Manifest:
@@ -59,6 +62,7 @@ class Ahead:
         self._next: Row | None = None  # it, once it was decoded; and where it ends
         self._end = self._first
         self._asked = 0
+        self._missed = 0  # leaps, one after the other
 
     def go_to(self, path: str) -> tuple[memoryview, Entry | None]:
         """The encoding of the entries passed on the way to ``path``, and its own entry, passed then, too."""
@@ -66,7 +70,7 @@ class Ahead:
         self._asked += 1
         key = sort_key(path)
         found = None
-        leapt = False
+        walked = 0
         while (row := self._peek()) is not None:
             if row[0] == path:
                 found = Entry._make(row)
@@ -74,9 +78,11 @@ class Ahead:
             if sort_key(row[0]) > key:
                 break
             self._pass()
-            if not leapt:
-                leapt = True
+            walked += 1
+            if walked == 1:
                 self._leap(path)
+            elif walked == _CLOSE:
+                self._stride(key)
         passed = self._view[begin : self._at]
         if found is not None:
             self._pass()
@@ -103,10 +109,14 @@ class Ahead:
         Those bytes may as well stand within another entry, in a link's target:
         only that they begin an entry tells that they are this one.
         """
+        if self._missed > _MISSES and self._asked % _STRIDE:
+            return
         far = max(_LEAP_BYTES, 4 * (self._at - self._first) // self._asked)
         at = self._encoded.find(_ENTRY + msgpack.packb(path), self._at, self._at + far)
         if at < 0:
+            self._missed += 1
             return
+        self._missed = 0
         skip, tell, passed = self._rows.skip, self._rows.tell, 0
         while self._from + tell() < at:
             skip()
@@ -116,6 +126,21 @@ class Ahead:
             self.number += passed
         else:
             self._rows, self._from = self._base.unpacker(self._at)
+
+    def _stride(self, key: str) -> None:
+        """Go on by strides, decoding the last entry of each, as long as that is not behind ``key``."""
+        rows = self._rows
+        while self.number + _STRIDE < len(self._base):
+            for _ in range(_STRIDE - (self._next is not None)):
+                rows.skip()
+            at = self._from + rows.tell()
+            row = rows.unpack()
+            if sort_key(row[0]) > key:
+                self._rows, self._from = self._base.unpacker(self._at)
+                self._next = None
+                return
+            self._at, self._next, self._end = at, row, self._from + rows.tell()
+            self.number += _STRIDE
 
 
 class Parts:

@@ -26,6 +26,8 @@ def manifest(*entries: Entry) -> Manifest:
 def test_the_same_as_from_all_entries(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LEAP_BYTES", rng.choice([0, 300, 10_000]))
     monkeypatch.setattr(module, "_LONG_BYTES", 150)
+    monkeypatch.setattr(module, "_CLOSE", rng.choice([2, 16]))
+    monkeypatch.setattr(module, "_STRIDE", rng.choice([1, 2, 3, 32]))
     names = [f"{folder}{name}" for folder in ("", "d/", "d.x/", "e/f/") for name in ("a", "b", "b b", "c")]
     for _ in range(300):
         base = {name: file(name, "old") for name in names if rng.random() < 0.6}
@@ -42,12 +44,15 @@ def test_the_same_as_from_all_entries(rng: random.Random, monkeypatch: pytest.Mo
         assert list(found.validate()) == list(found)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3, 32])
 @pytest.mark.parametrize("leap", [0, 200, 1 << 16])
 def test_a_walk_passes_everything_once(
-    rng: random.Random, monkeypatch: pytest.MonkeyPatch, leap: int
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch, leap: int, stride: int
 ) -> None:
     """Also where an entry holds what another one begins with: a link can point anywhere."""
     monkeypatch.setattr(module, "_LEAP_BYTES", leap)
+    monkeypatch.setattr(module, "_CLOSE", 2)
+    monkeypatch.setattr(module, "_STRIDE", stride)
     paths = [
         f"{folder}{name}" for folder in ("", "d/", "d.x/", "e/f/") for name in ("a", "b", "b b", "c" * 40)
     ]
@@ -73,15 +78,29 @@ def test_a_walk_passes_everything_once(
         assert seen == b"".join(map(msgpack.packb, entries))
 
 
-def test_few_of_the_entries_on_the_way_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("paths", "most"),
+    [
+        ([f"d/{number:05}" for number in range(0, 20_000, 100)], 4),
+        ([f"d/{number:05} new" for number in range(0, 20_000, 100)], 60),
+        ([f"d/{number:05} new" for number in range(0, 20_000, 4)], 8),
+        (["d/19990"], 700),
+        (["d/19990 new"], 700),
+        (["a", "d/10001", "e"], 1400),
+    ],
+    ids=["changed", "new", "close", "far", "far and new", "some"],
+)
+def test_few_of_the_entries_on_the_way_are_decoded(
+    paths: list[str], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``most``: for each path, on the average."""
     base = Manifest.from_entries(file(f"d/{n:05}", "x") for n in range(20_000))
-    decoded = []
-    peek = Ahead._peek
-    monkeypatch.setattr(Ahead, "_peek", lambda self: decoded.append(self._next is None) or peek(self))
+    looked = []
+    monkeypatch.setattr(module, "sort_key", lambda path: looked.append(path) or sort_key(path))
     ahead = Ahead(base)
-    for number in range(0, 20_000, 100):
-        assert ahead.go_to(f"d/{number:05}")[1] is not None
-    assert sum(decoded) < 1000
+    for path in paths:
+        assert (ahead.go_to(path)[1] is None) == (not path[-1].isdigit())
+    assert len(looked) <= most * len(paths) + 10
 
 
 def test_another_tree_is_refused() -> None:

@@ -118,6 +118,14 @@ def test_a_newer_format_says_upgrade(workdir: Workdir) -> None:
     assert caught.value.exit_status == 7
 
 
+def test_an_algorithm_that_is_not_installed_here() -> None:
+    """Nothing could be compared with such a C; its digest need not be worked out to know that."""
+    encoded = b"DSGM1\n" + msgpack.packb(("nonesuch", 0))
+    manifest = Manifest("nonesuch", 0, "nonesuch:" + "ab" * 32, encoded, len(encoded))
+    with pytest.raises(IntegrityError, match="nonesuch"):
+        decode_cache(encode_cache(Cache("repo-id", RECORD, 7, "rules", manifest)))
+
+
 def test_a_folder_or_a_link_in_its_place(workdir: Workdir, tmp_path: Path) -> None:
     path = workdir.root / CACHE_PATH
     raw = path.read_bytes()
