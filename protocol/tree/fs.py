@@ -206,7 +206,7 @@ class TreeFS(Protocol):
         """Exchange two names atomically; only with ``capabilities.swap``.
 
         Returns what is at ``a`` and at ``b`` right after, in the folders in which it was done; None for
-        what is gone again.
+        what cannot be seen: gone again, most likely.
         """
         ...
 

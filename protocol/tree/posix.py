@@ -68,9 +68,10 @@ def _still_there(entries: list[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]
 
 
 def _stat_in(folder: Folder, name: bytes) -> Stat | None:
+    """What is there; None where that cannot be seen: what was done before has been done all the same."""
     try:
         return stat_of(os.stat(name, dir_fd=folder.fd, follow_symlinks=False))
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
