@@ -15,7 +15,7 @@ What makes it safe to trust:
 
 The rows are in ``.dsg/index``, in canonical order. News of a large index go
 into ``.dsg/index.late``, which is good for that one index only: what a small
-change costs goes by the change. Both are replaced by rename and not flushed
+change costs goes by the news, not by the index. Both are replaced by rename and not flushed
 (:mod:`dsg_client.local.indexfile`): after a power cut a checksum fails, and
 files are read again.
 """

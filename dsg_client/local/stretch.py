@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from protocol.manifest import FILE, Entry
 
-__all__ = ["Identity", "Scanned", "Stretch", "entry_of"]
+__all__ = ["Identity", "Scanned", "Stretch"]
 
 # (size, mtime_ns, ctime_ns, inode), as the file system gave them.
 Identity = tuple[int, int, int, int]
@@ -60,16 +60,12 @@ class Stretch(NamedTuple):
         for path, content, executable, size, mtime_ns in zip(
             paths, contents, executables, sizes, mtimes_ns, strict=True
         ):
-            yield entry_of(path, kind, content, executable, size, mtime_ns)
+            if kind == FILE:
+                yield Entry(path, kind, content, executable, size, mtime_ns)
+            else:
+                yield Entry(path, kind, content, False, 0, 0)
 
     def scanned(self) -> Iterator[Scanned]:
         """The entries with their numbers."""
         identities = zip(self.sizes, self.mtimes_ns, self.ctimes_ns, self.inodes, strict=True)
         return map(Scanned, self.entries(), identities)
-
-
-def entry_of(path: str, kind: int, content: bytes, executable: bool, size: int, mtime_ns: int) -> Entry:
-    """L's entry of what has this size and time; a link's entry has neither."""
-    if kind != FILE:
-        return Entry(path, kind, content, False, 0, 0)
-    return Entry(path, kind, content, executable, size, mtime_ns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from dsg_client.local.index import INDEX_FILES
 from dsg_client.sync.localside import storage_errors
@@ -37,7 +38,9 @@ def clean(site: Site, *, dry_run: bool, replaced: bool, index: bool) -> list[tup
             for area in areas:
                 remove_all(site.tree, area)
             for path, _ in stood:
-                site.tree.unlink(path)
+                # A status, which takes no lock, may have put both in one meanwhile.
+                with suppress(FileNotFoundError):
+                    site.tree.unlink(path)
         return found + stood
 
 

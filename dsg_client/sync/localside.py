@@ -92,7 +92,8 @@ class LocalSide:
         self._staging = Staging(tree, txid)
         self._staged: dict[str, Staged] = {}
         self._expected = local.expected(
-            {change.path for change in (*plan.uploads, *plan.downloads)}
+            {change.path for change in plan.uploads}
+            | {change.path for change in plan.downloads if change.before is not None}
             | {entry.path for entry in plan.delete_local}
         )
         #: The downloads whose content must travel, in canonical order; they have the first staging numbers.

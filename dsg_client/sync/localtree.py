@@ -12,10 +12,10 @@ from typing import Any
 import msgpack
 
 from dsg_client.core.merge import Difference
-from dsg_client.local.stretch import Stretch, entry_of
+from dsg_client.local.stretch import Stretch
 from protocol.codec import Buffer
 from protocol.errors import InternalError
-from protocol.manifest import LINK, Entry, Manifest, Row
+from protocol.manifest import FILE, LINK, Entry, Manifest, Row
 from protocol.paths import escape, sort_key
 from protocol.tree.change import Expected
 from protocol.tree.fs import Kind
@@ -25,10 +25,11 @@ __all__ = ["LocalTree"]
 
 _TELL_EVERY = 512  # entries
 _READ_BYTES = 1 << 18
+_new = tuple.__new__
 
 
 class LocalTree(Value):
-    """One complete scan: 32 bytes an entry, and about 100 for each that is not as in C."""
+    """One complete scan: 32 bytes an entry, and 100 to 200 for each that is not as in C."""
 
     cache: Manifest  # the C that it was compared with
     count: int
@@ -101,8 +102,10 @@ class LocalTree(Value):
         for equal, local, replaced in self._rows():
             # In this order: the one that may end is asked first.
             for row, (size, mtime_ns) in zip(islice(known, equal), numbers, strict=False):
-                path, kind, content, executable, *_ = row
-                yield entry_of(path, kind, content, executable, size, mtime_ns)
+                if row[1] == FILE:
+                    yield _new(Entry, (*row[:4], size, mtime_ns, "", 0))
+                else:
+                    yield _new(Entry, (*row[:4], 0, 0, "", 0))
             if replaced is not None:
                 next(known)
             if local is not None:
@@ -122,10 +125,20 @@ class LocalTree(Value):
                     found[local.path] = self._expected(local, number)
         wanted -= found.keys()
         if wanted:
-            for number, entry in enumerate(self):
-                if entry.path in wanted:
-                    found[entry.path] = self._expected(entry, number)
+            for number, row in self._as_in_cache():
+                if row[0] in wanted:
+                    found[row[0]] = self._expected(Entry._make(row), number)
         return found
+
+    def _as_in_cache(self) -> Iterator[tuple[int, Row]]:
+        """C's row of each entry that is as there, with the entry's number."""
+        known = self.cache.rows()
+        number = 0
+        for equal, local, replaced in self._rows():
+            yield from enumerate(islice(known, equal), number)
+            number += equal + (local is not None)
+            if replaced is not None:
+                next(known)
 
     def _expected(self, entry: Entry, number: int) -> Expected:
         link = entry.kind == LINK
