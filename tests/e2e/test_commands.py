@@ -25,7 +25,7 @@ from tests.e2e.world import Client, Ended, People, World
 
 pytestmark = pytest.mark.slow
 
-INDEX = {".dsg/index"}
+INDEX = {".dsg/index", ".dsg/index.late"}
 TREE: Tree = {
     "input/a.csv": File(b"a\n"),
     "input/deep/b.csv": File(b"b\n"),

@@ -15,7 +15,7 @@ from tests.e2e.world import Client, Ended, World
 
 pytestmark = pytest.mark.slow
 
-INDEX = {".dsg/index"}
+INDEX = {".dsg/index", ".dsg/index.late"}
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"  # one picture of three, joined by ZWJ
 
 GOOD_NAMES = [

@@ -23,7 +23,7 @@ from tests.e2e.world import Client, Running, World
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen")]
 
 WORLDS = int(os.environ.get("DSG_WORLDS", "8"))
-INDEX = {".dsg/index"}
+INDEX = {".dsg/index", ".dsg/index.late"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.e2e.world import Client
 
 pytestmark = pytest.mark.slow
 
-INDEX = {".dsg/index"}
+INDEX = {".dsg/index", ".dsg/index.late"}
 TREE: Tree = {
     "input/a.csv": File(b"a\n"),
     "input/notes.tmp": File(b"notes\n"),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 KEEP: Tree = {"input/keep": File(b"stays\n"), "output/keep": File(b"stays too\n")}
 PATH = "input/thing"
-INDEX = {".dsg/index"}
+INDEX = {".dsg/index", ".dsg/index.late"}
 
 # What can stand at a place: paths relative to it, "" for itself.
 SHAPES: dict[str, Tree] = {

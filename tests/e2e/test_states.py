@@ -21,7 +21,7 @@ from tests.e2e.world import Client, World
 pytestmark = [pytest.mark.slow, pytest.mark.needs("sshd", "ssh-keygen")]
 
 ANCHOR: Tree = {"input/anchor": File(b"nobody touches this\n")}
-INDEX = {".dsg/index"}
+INDEX = {".dsg/index", ".dsg/index.late"}
 
 # path -> its versions X, Y and Z
 VARIANTS: dict[str, dict[str, Version]] = {

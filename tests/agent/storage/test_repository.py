@@ -118,6 +118,20 @@ def test_committed_is_read_from_the_chain_without_the_lock(filled: Ground) -> No
 
 
 @only_directory
+@pytest.mark.parametrize("few", [0, 1 << 20])
+def test_few_actions_are_decoded_once_and_many_each_time(
+    filled: Ground, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_transaction_module, "_FEW_BYTES", few)
+    transaction, record = filled.prepare(filled.open(), {"a": b"new", "d/e": b"another"})
+    actions = transaction._actions
+    assert [action.path for action in actions] == ["a", "d/e"]
+    assert (actions._decoded is None) == (few == 0)
+    transaction.commit(record.digest, lambda: None)
+    assert (tree_of(filled.folder)["a"], tree_of(filled.folder)["d/e"]) == (b"new", b"another")
+
+
+@only_directory
 def test_a_decided_journal_is_committed_at_once(filled: Ground) -> None:
     filled.failpoints = CallAt(Step.REMOTE_DECIDED, die)
     transaction, record = filled.prepare(filled.open(), {"a": b"new"}, txid="tx-asked-001")

@@ -125,8 +125,11 @@ def test_news_are_good_for_one_index_only(workdir: Workdir) -> None:
     late.unlink()
     base.write_bytes(older[0])
     assert rows_of(workdir) == written
+    save_index(workdir.tree, binding(workdir), put(IndexChanges(), row("d3/f3", 7)))
+    assert late.exists()
     forget_index(workdir.tree)
     assert not base.exists()
+    assert not late.exists()
 
 
 def test_damaged_news_cost_time_and_nothing_else(workdir: Workdir, rng: random.Random) -> None:
