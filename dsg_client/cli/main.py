@@ -158,7 +158,10 @@ def main(ahead: Ahead | None = None) -> None:
         # Before or after the command's own work, which makes an answer of an interrupt. It may have met
         # the import of a module, so nothing more is begun.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        output.leave(state["output"].error(InterruptedSyncError("interrupted")))
+        status = state["output"].error(InterruptedSyncError("interrupted"))
+        if ahead is not None:
+            ahead.close()
+        output.leave(status)
         return
     except (BrokenPipeError, SystemExit):
         status = 141  # who read the answer has left (click makes an exit of it)
@@ -173,6 +176,8 @@ def main(ahead: Ahead | None = None) -> None:
             )
         )
     _log(arguments, int(status or 0), time.monotonic() - begun, state["output"])
+    if ahead is not None:
+        ahead.close()  # or it might still be writing in a folder that whoever waited for us removes
     output.leave(int(status or 0))
 
 

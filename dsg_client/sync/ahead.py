@@ -13,12 +13,12 @@ tells, in this order:
   keeps no share in, and whether it looks;
 * on a pipe, the look (:mod:`dsg_client.sync.beside`).
 
-The news for the stat index it saves when it is let, by a half-close of the
-socket: it would take a core from the sync.
+The news for the stat index it saves when it is told so, by the one word that
+is sent to it: sooner it would take a core from the sync.
 
 It holds no terminal, and Ctrl-C is none of its business: it stops when the
-socket ends, on which nothing is ever sent to it. So it does also when the
-process that it works for is killed. An unfinished transaction is never looked
+socket ends. So it does also when the process that it works for is killed; then
+it writes nothing any more, as nobody waits for its end. An unfinished transaction is never looked
 at: where there is a journal, nothing but the lock is taken, and the look is
 made in due time.
 
@@ -48,10 +48,11 @@ if TYPE_CHECKING:
     from dsg_client.sync.looking import Looking
     from dsg_client.sync.site import Site
 
-__all__ = ["Ahead", "Direction", "ahead_of"]
+__all__ = ["SAVE", "Ahead", "Direction", "ahead_of"]
 
 _PIPE_BYTES = 1 << 20
 _WORD_BYTES = 1 << 18
+SAVE = b"s"  # the one word to the other process; without it that one's parent is dead
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Forking is not safe on macOS once its own frameworks have been used, and nobody can tell.
 _MAY_FORK = hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET") and sys.platform != "darwin"
@@ -217,13 +218,16 @@ class Other:
         return fd
 
     def stop(self) -> None:
-        """Have it end soon; from any thread."""
+        """Have it end soon, and save what it learnt; from any thread."""
+        with suppress(OSError):
+            self._words.send(SAVE)
         with suppress(OSError):
             self._words.shutdown(socket.SHUT_RDWR)  # whoever waits for a word is told, too
 
     def save(self) -> None:
         """Have it save what it learnt, when it has told what it found."""
         with suppress(OSError):
+            self._words.send(SAVE)
             self._words.shutdown(socket.SHUT_WR)
 
     def over(self) -> None:

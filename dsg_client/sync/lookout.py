@@ -9,12 +9,14 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsg_client.local.config import Config, load_config
 from dsg_client.local.workdir import find_root, open_workdir, refuse_overlap
 from dsg_client.remote.address import parse_address
+from dsg_client.sync.ahead import SAVE
 from protocol.errors import DsgError
 from protocol.tree.actions import JOURNAL_DECIDED, JOURNAL_PREPARED
 from protocol.tree.staging import sweep
@@ -42,8 +44,9 @@ def look_out(
 
     Ends the process when the other end of ``words`` goes away before a look
     has begun, and the look when it has. What it learnt for the stat index is
-    saved when that end has nothing more to say: the sync goes on, and nobody
-    waits for the index.
+    saved when that end says so: the sync goes on, and nobody waits for the
+    index. For a ``parent`` that is dead nothing is saved: whoever killed it thinks
+    that nobody writes here any more.
     """
     gc.disable()
     watch = _Watch(words)
@@ -56,10 +59,10 @@ def look_out(
     site = Site(open_workdir(root), config)
     if not _prepare(site, command, parent, words):
         return
-    with open(answers, "wb", buffering=_PIPE_BYTES) as pipe:
-        look = _look(site, verify, _Teller(pipe), watch)
-    if look is not None:
-        words.recv(1)
+    teller = _Teller(open(answers, "wb", buffering=_PIPE_BYTES))  # noqa: SIM115  closed by close
+    look = _look(site, verify, teller, watch)
+    teller.close()
+    if look is not None and words.recv(1) == SAVE:
         look.save()
 
 
@@ -110,11 +113,15 @@ class _Teller:
         self._lock = threading.Lock()
 
     def tell(self, *what: Any, parts: Iterable[Buffer] = ()) -> None:
-        with self._lock:
+        with self._lock, suppress(BrokenPipeError):  # nobody listens any more
             marshal.dump(what, self._pipe)
             for part in parts:
                 self._pipe.write(part)
             self._pipe.flush()
+
+    def close(self) -> None:
+        with self._lock, suppress(BrokenPipeError):
+            self._pipe.close()
 
 
 class _Watch:
@@ -142,9 +149,10 @@ class _Watch:
 
 
 def _look(site: Site, verify: bool, teller: _Teller, watch: _Watch) -> Look | None:
-    """Look, and tell what came of it; the look whose news of the stat index are still to be saved, if any."""
+    """Look, and tell what came of it; the look that was begun, whose news of the stat index can be saved."""
     from dsg_client.sync.looking import Look, Stopped
 
+    look = None
     try:
         cache = site.cache().manifest
         look = Look(site, cache.algorithm, verify=verify)
@@ -160,17 +168,11 @@ def _look(site: Site, verify: bool, teller: _Teller, watch: _Watch) -> Look | No
             teller.tell("news", look.seen, look.bytes_read, look.differs)
 
         watch.turn_to(look.stop, tell)
-        try:
-            looked = look.scan(cache, news)
-        except BaseException:
-            look.save()
-            raise
+        looked = look.scan(cache, news)
         head, parts = looked.sent()
         teller.tell("looked", *head, parts=parts)
     except Stopped:
         teller.tell("stopped")
     except DsgError as error:
         teller.tell("failed", error.to_wire())
-    else:
-        return look
-    return None
+    return look

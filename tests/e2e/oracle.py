@@ -97,6 +97,10 @@ class Taken(NamedTuple):
     content: bytes
 
 
+# A look whose command was killed may just be saving its index. What stays is looked for elsewhere.
+_SAVING = os.path.join(".dsg", "tmp", "index.")
+
+
 def photograph(
     folder: Path, *, without: Collection[str] = (), folder_times: bool = False
 ) -> dict[str, Taken]:
@@ -110,7 +114,7 @@ def photograph(
         for name in [".", *folders, *files]:
             path = os.path.normpath(os.path.join(here, name))
             relative = os.path.relpath(path, folder)
-            if relative in without:
+            if relative in without or relative.startswith(_SAVING):
                 continue
             seen = os.lstat(path)
             content, mtime_ns = b"", seen.st_mtime_ns

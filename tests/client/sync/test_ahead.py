@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,11 +54,11 @@ def program(site: Site, code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def said(site: Site, code: str, *arguments: str) -> dict[str, Any]:
+def said(site: Site, code: str, *arguments: str, status: int = 0) -> dict[str, Any]:
     """What ``code`` said in the end."""
     process = program(site, code, *arguments)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == status, err
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
@@ -409,21 +410,66 @@ async def test_what_it_learnt_is_saved_when_it_is_let(ground: Ground) -> None:
     assert found == {"before": False, "after": True}
 
 
-@pytest.mark.parametrize("end", ["leave", "os._exit(0)"])
-async def test_what_it_learnt_is_saved_at_the_end_in_any_case(ground: Ground, end: str) -> None:
+async def test_what_it_learnt_is_saved_at_the_end_in_any_case(ground: Ground) -> None:
     site = await ground.init("ann")
     fill(site, 50)
     await asyncio.sleep(0.1)
-    said(
+    found = said(
         site,
-        f"""
+        """
         with begun("test") as (site, ahead):
             ahead.take_look().run(site.cache().manifest, lambda: None)
-            say()
-            if {end!r} != "leave": {end if end != "leave" else "pass"}
+        say(there=(site.root / ".dsg/index").exists())
         """,
     )
-    assert wait_for(lambda: len(indexed(site)) > 50)
+    assert found == {"there": True}
+    assert len(indexed(site)) > 50
+
+
+async def test_when_a_command_is_over_nobody_is_left(ground: Ground) -> None:
+    """Also when it fails early: whoever waited for it may remove the folder."""
+    site = await ground.init("ann")
+    hole(site)
+    shutil.rmtree(ground.remote)
+    for _ in range(5):
+        assert fails("status", site.root)
+        assert not at_work_in(site.root)
+
+
+def fails(command: str, folder: Path) -> bool:
+    words = [sys.executable, "-m", "dsg_client.cli.start", command]
+    return subprocess.run(words, cwd=folder, capture_output=True, check=False).returncode != 0
+
+
+def at_work_in(folder: Path) -> list[str]:
+    """The other processes whose current folder it is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.name != str(os.getpid()) and (process / "cwd").readlink() == folder:
+                found.append(process.name)
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+async def test_for_a_dead_one_nothing_is_written(ground: Ground) -> None:
+    """Whoever killed it may be about to copy the folder, or to remove it."""
+    site = await ground.init("ann")
+    fill(site, 50)
+    await asyncio.sleep(0.1)
+    found = said(
+        site,
+        """
+        with begun("test") as (site, ahead):
+            ahead.take_look().run(site.cache().manifest, lambda: None)
+            say(pid=ahead._other._pid)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        status=-signal.SIGKILL,
+    )
+    assert wait_for(lambda: gone(found["pid"]))
+    assert indexed(site) == set()
 
 
 async def test_it_tells_where_to_connect_and_hands_the_lock_over(ground: Ground) -> None:
