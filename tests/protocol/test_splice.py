@@ -44,7 +44,7 @@ def test_the_same_as_from_all_entries(rng: random.Random, monkeypatch: pytest.Mo
         assert list(found.validate()) == list(found)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 32])
+@pytest.mark.parametrize("stride", [1, 3, 32])
 @pytest.mark.parametrize("leap", [0, 200, 1 << 16])
 def test_a_walk_passes_everything_once(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch, leap: int, stride: int
